@@ -1,0 +1,39 @@
+"""What a training run does: the recipe's schema, and reading it from YAML with overrides."""
+
+from __future__ import annotations
+
+from sa3lora.recipe.loading import load_recipe
+from sa3lora.recipe.packaged import (
+    prompt_names,
+    read_prompts,
+    recipe_names,
+    recipes_folder,
+)
+from sa3lora.recipe.schema import (
+    AdapterSection,
+    CheckpointSection,
+    DataSection,
+    ObjectiveSection,
+    OptimSection,
+    PreviewSection,
+    Recipe,
+    TrainSection,
+    ValidationSection,
+)
+
+__all__ = [
+    "AdapterSection",
+    "CheckpointSection",
+    "DataSection",
+    "ObjectiveSection",
+    "OptimSection",
+    "PreviewSection",
+    "Recipe",
+    "TrainSection",
+    "ValidationSection",
+    "load_recipe",
+    "prompt_names",
+    "read_prompts",
+    "recipe_names",
+    "recipes_folder",
+]
