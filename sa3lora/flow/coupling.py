@@ -1,0 +1,116 @@
+"""Which noise goes with which clip of a batch (mini-batch optimal transport)."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+COUPLINGS: Final = ("none", "sinkhorn", "exact")
+
+
+def pairwise_cost(data: Tensor, noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Squared distance of every clip to every noise.
+
+    Args:
+        data: Latents, (B, C, T).
+        noise: Noise, (B, C, T).
+        mask: True on real frames of the clips, (B, T). Without it padding counts, as it does in
+            the released objective.
+
+    Returns:
+        Cost with clips in rows and noises in columns, (B, B), float32.
+    """
+    d, n = data.float(), noise.float()
+    if mask is None:
+        noise_squares = n.square().flatten(1).sum(dim=1)[None, :]
+    else:
+        frames = mask.float()
+        d = d * frames[:, None, :]
+        noise_squares = frames @ n.square().sum(dim=1).T
+    data_squares = d.square().flatten(1).sum(dim=1)[:, None]
+    return data_squares + noise_squares - 2 * d.flatten(1) @ n.flatten(1).T
+
+
+def sinkhorn_plan(
+    data: Tensor, noise: Tensor, *, iterations: int = 20, mask: Tensor | None = None
+) -> Tensor:
+    """Soft transport plan between clips and noises (Cuturi, 2013).
+
+    The entropic weight is the mean cost, so the plan is nearly uniform: this is how the released
+    models were trained.
+
+    Args:
+        data: Latents, (B, C, T).
+        noise: Noise, (B, C, T).
+        iterations: Rounds of normalising rows, then columns.
+        mask: As in `pairwise_cost`.
+
+    Returns:
+        Plan whose columns sum to 1, (B, B), float32.
+    """
+    cost = pairwise_cost(data, noise, mask=mask)
+    log_plan = -cost / cost.mean()
+    for _ in range(iterations):
+        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
+        log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)
+    return log_plan.exp()
+
+
+def greedy_assignment(plan: Tensor) -> Tensor:
+    """Give each row in turn the column of its largest remaining entry.
+
+    Args:
+        plan: (B, B), larger is better.
+
+    Returns:
+        Column of each row, a permutation, (B,), int64.
+    """
+    remaining = plan.detach().cpu().clone()
+    columns = []
+    for row in range(len(remaining)):
+        column = int(remaining[row].argmax())
+        columns.append(column)
+        remaining[:, column] = -torch.inf
+    return torch.tensor(columns, dtype=torch.int64, device=plan.device)
+
+
+def exact_assignment(data: Tensor, noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Find the assignment of the least total cost (Kuhn, 1955).
+
+    Args:
+        data: Latents, (B, C, T).
+        noise: Noise, (B, C, T).
+        mask: As in `pairwise_cost`; give it, so that padding does not decide.
+
+    Returns:
+        Noise of each clip, a permutation, (B,), int64.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cost = pairwise_cost(data, noise, mask=mask)
+    _, columns = linear_sum_assignment(cost.double().cpu().numpy())
+    return torch.as_tensor(columns, dtype=torch.int64, device=data.device)
+
+
+def couple_noise(data: Tensor, noise: Tensor, *, method: str, mask: Tensor | None = None) -> Tensor:
+    """Reorder noise within a batch so that it lies nearer to the clips.
+
+    Args:
+        data: Latents, (B, C, T).
+        noise: Noise, (B, C, T).
+        method: "sinkhorn" as the released models, "exact" or "none".
+        mask: As in `pairwise_cost`.
+
+    Returns:
+        The same noises in another order; a batch of one is left alone.
+
+    Raises:
+        ValueError: If `method` is unknown.
+    """
+    if method not in COUPLINGS:
+        raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, got {method!r}")
+    if method == "none" or len(data) < 2:
+        return noise
+    if method == "exact":
+        return noise[exact_assignment(data, noise, mask=mask)]
+    return noise[greedy_assignment(sinkhorn_plan(data, noise, mask=mask))]
