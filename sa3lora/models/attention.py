@@ -1,0 +1,132 @@
+"""Attention with three back-ends that agree, and band attention that is linear in length.
+
+`SA3LORA_ATTENTION` = `auto`, `flash`, `varlen` or `sdpa` forces the back-end. In a padded batch the
+padded keys are truly absent on each of them: real softmax masking on SDPA, packed sequences on the
+other two.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sa3lora.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "flash", "varlen", "sdpa")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention; padded positions are as if they were not there.
+
+    Args:
+        query: (B, H, S, d).
+        key: (B, H, L, d).
+        value: (B, H, L, d).
+        mask: True on real positions, (B, L); needs S = L. Outputs of padded queries mean nothing.
+
+    Returns:
+        (B, H, S, d).
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    backend = choose_backend(query.device.type, query.dtype)
+    if backend == "sdpa":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    return _packed(query, key, value, mask, backend)
+
+
+@lru_cache
+def choose_backend(device_type: str, dtype: torch.dtype, forced: str | None = None) -> str:
+    """Name the back-end for padded batches and log the choice once.
+
+    Raises:
+        ModelError: If a forced back-end is unknown or cannot run here.
+    """
+    wanted = forced or os.environ.get("SA3LORA_ATTENTION", "auto")
+    if wanted not in BACKENDS:
+        raise ModelError(f"SA3LORA_ATTENTION={wanted} is unknown; use one of {', '.join(BACKENDS)}")
+    possible = ["sdpa"]
+    if device_type == "cuda" and dtype in _HALF and torch.cuda.get_device_capability() >= (8, 0):
+        if importlib.util.find_spec("torch.nn.attention.varlen"):
+            possible.insert(0, "varlen")
+        if importlib.util.find_spec("flash_attn"):
+            possible.insert(0, "flash")
+    if wanted != "auto" and wanted not in possible:
+        raise ModelError(
+            f"SA3LORA_ATTENTION={wanted} cannot run on {device_type} in {dtype}; "
+            f"possible here: {', '.join(possible)}"
+        )
+    chosen = possible[0] if wanted == "auto" else wanted
+    logger.info("attention back-end: %s (%s, %s)", chosen, device_type, dtype)
+    return chosen
+
+
+def _packed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, backend: str) -> Tensor:
+    """Run self-attention on the real tokens only, packed end to end."""
+    lengths = mask.sum(dim=1, dtype=torch.int32)
+    bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    longest = int(lengths.max())
+    q, k, v = (x.transpose(1, 2)[mask] for x in (query, key, value))  # (tokens, H, d)
+    if backend == "flash":
+        from flash_attn import flash_attn_varlen_func
+
+        packed = flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest)
+    else:
+        from torch.nn.attention.varlen import varlen_attn
+
+        packed = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+    out = query.new_zeros(query.shape).transpose(1, 2)
+    out[mask] = packed
+    return out.transpose(1, 2)
+
+
+def band_attention(query: Tensor, key: Tensor, value: Tensor, *, window: int) -> Tensor:
+    """Attend to the keys at most `window` positions away, in memory linear in length.
+
+    Queries are cut into tiles; each tile sees itself and `window` keys on both sides.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H, N, d).
+        value: (B, H, N, d).
+        window: Largest distance, inclusive.
+
+    Returns:
+        (B, H, N, d).
+    """
+    batch, heads, length, width = query.shape
+    tile = 4 * window
+    tiles = -(-length // tile)
+    spare = tiles * tile - length
+    span = tile + 2 * window
+
+    def spans(x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, window, window + spare)).unfold(2, span, tile)
+        return padded.permute(0, 2, 1, 4, 3).reshape(batch * tiles, heads, span, width)
+
+    tiled = F.pad(query, (0, 0, 0, spare)).view(batch, heads, tiles, tile, width)
+    tiled = tiled.transpose(1, 2).reshape(batch * tiles, heads, tile, width)
+    allowed = _band_mask(length, tile=tile, tiles=tiles, window=window, device=query.device)
+    allowed = allowed.repeat(batch, 1, 1)[:, None]
+    out = F.scaled_dot_product_attention(tiled, spans(key), spans(value), attn_mask=allowed)
+    out = out.view(batch, tiles, heads, tile, width).transpose(1, 2)
+    return out.reshape(batch, heads, tiles * tile, width)[:, :, :length]
+
+
+def _band_mask(length: int, *, tile: int, tiles: int, window: int, device: torch.device) -> Tensor:
+    """True where a tile's query may see a key, (tiles, tile, tile + 2 window)."""
+    start = torch.arange(tiles, device=device)[:, None, None] * tile
+    q = start + torch.arange(tile, device=device)[None, :, None]
+    k = start - window + torch.arange(tile + 2 * window, device=device)[None, None, :]
+    near = (q - k).abs() <= window
+    # a padded query keeps its nearest keys, so that no softmax row is empty
+    return near & (k >= 0) & ((k < length) | (q >= length))
