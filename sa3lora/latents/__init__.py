@@ -1,0 +1,1 @@
+"""The latents dataset: its format, reading, length-true batches and cached text embeddings."""

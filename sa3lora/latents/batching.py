@@ -1,0 +1,187 @@
+"""Batches of clips of like length under a frame budget, in an order that can be resumed.
+
+Everything is drawn from (seed, epoch): the same seed gives the same batches, on any machine, and a
+sampler that is told an epoch and a position goes on exactly there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sa3lora.errors import DatasetError
+from sa3lora.latents.collate import Batch, Crop, collate
+
+__all__ = ["Batch", "BatchPlan", "Crop", "LengthBatcher", "collate"]
+
+# Lengths are shuffled by up to this share before sorting: enough to vary who meets whom, little
+# enough to keep padding low.
+_LENGTH_JITTER = 0.05
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The clips of one batch, and the sampler state right after it.
+
+    Keep `state` with a checkpoint taken after this batch: a data loader may have asked the
+    sampler for later batches by then.
+    """
+
+    crops: tuple[Crop, ...]
+    state: dict[str, Any]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the longest clip."""
+        return max(crop.num_frames for crop in self.crops)
+
+
+class LengthBatcher:
+    """Endless batches of clips of like length, at most `frames_per_batch` frames each.
+
+    Every epoch shows every clip once, in another order. Clips longer than `max_frames` are cropped
+    at a start drawn anew each epoch, every possible start being as likely, the last included. With
+    several processes all have the same number of batches an epoch and batches of one step are of
+    like length; where the batches do not divide evenly, the first of them are shown twice.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        frames_per_batch: int,
+        seed: int,
+        max_frames: int | None = None,
+        extra_frames: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Set the law of the batches; nothing is drawn yet.
+
+        Args:
+            lengths: Frames of every clip.
+            frames_per_batch: Budget of frames, padding included. A clip that is longer alone
+                makes a batch of its own, and a warning says so.
+            seed: Of everything drawn here.
+            max_frames: Crop longer clips to this; None keeps whole clips.
+            extra_frames: Silent frames that each clip gets on top, counted in the budget.
+            rank: Number of this process.
+            world_size: Number of processes.
+
+        Raises:
+            DatasetError: If there are no clips.
+            ValueError: If a number is out of its range.
+        """
+        _check(lengths, frames_per_batch, max_frames=max_frames, rank=rank, world_size=world_size)
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._cropped = np.minimum(self._lengths, max_frames or self._lengths.max())
+        self._budget = frames_per_batch
+        self._extra = extra_frames
+        self._rank = rank
+        self._world = world_size
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+        self._batches = self._draw(0)
+
+    def _draw(self, epoch: int) -> list[tuple[Crop, ...]]:
+        rng = np.random.default_rng([self._seed, epoch])
+        starts = rng.integers(0, self._lengths - self._cropped, endpoint=True)
+        jitter = 1.0 + _LENGTH_JITTER * rng.random(len(self._lengths))
+        order = np.argsort(self._cropped * jitter, kind="stable")
+        batches: list[tuple[Crop, ...]] = []
+        current: list[Crop] = []
+        longest = 0
+        for index in order:
+            crop = Crop(int(index), int(starts[index]), int(self._cropped[index]))
+            longest = max(longest, crop.num_frames + self._extra)
+            if current and longest * (len(current) + 1) > self._budget:
+                batches.append(tuple(current))
+                current, longest = [], crop.num_frames + self._extra
+            current.append(crop)
+        batches.append(tuple(current))
+        return self._share(batches, rng)
+
+    def _share(
+        self, batches: list[tuple[Crop, ...]], rng: np.random.Generator
+    ) -> list[tuple[Crop, ...]]:
+        # Neighbours in length go to the same step, so that no process waits for a longer batch.
+        steps = math.ceil(len(batches) / self._world)
+        filled = [batches[n % len(batches)] for n in range(steps * self._world)]
+        return [filled[step * self._world + self._rank] for step in rng.permutation(steps)]
+
+    def __len__(self) -> int:
+        """Count the batches of this process in the current epoch."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        """Go on from the current position, without end."""
+        return self
+
+    def __next__(self) -> BatchPlan:
+        """Give the next batch; after the last of an epoch the next epoch begins."""
+        crops = self._batches[self._position]
+        self._position += 1
+        if self._position == len(self._batches):
+            self._epoch += 1
+            self._position = 0
+            self._batches = self._draw(self._epoch)
+        return BatchPlan(crops, self.state_dict())
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are complete."""
+        return self._epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `load_state_dict` needs to go on from here: plain JSON values."""
+        return {"epoch": self._epoch, "position": self._position, "identity": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another sampler of the same clips and settings was.
+
+        Args:
+            state: From `state_dict`.
+
+        Raises:
+            DatasetError: If clips, budget, seed or number of processes are others: the batches
+                would silently be others too.
+        """
+        if state["identity"] != self._identity():
+            raise DatasetError(
+                "the clips or the batching differ from those of the checkpoint: the dataset, "
+                "frames_per_batch, max_duration_s, seed or the number of processes changed. "
+                "Restore them, or start a new run."
+            )
+        self._epoch = int(state["epoch"])
+        self._position = int(state["position"])
+        self._batches = self._draw(self._epoch)
+
+    def _identity(self) -> str:
+        settings = [self._budget, self._extra, self._seed, self._world, *self._cropped.tolist()]
+        settings += self._lengths.tolist()
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+def _check(
+    lengths: Sequence[int],
+    frames_per_batch: int,
+    *,
+    max_frames: int | None,
+    rank: int,
+    world_size: int,
+) -> None:
+    if not lengths:
+        raise DatasetError("there are no clips to make batches of: this split is empty.")
+    for name, value in (("frames_per_batch", frames_per_batch), ("max_frames", max_frames)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if min(lengths) < 1:
+        raise ValueError(f"every clip needs a frame, got a length of {min(lengths)}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
