@@ -1,0 +1,9 @@
+"""Adapters: their types, files, PEFT injection, stacking and merging.
+
+One adapter is a function from a base weight to a change of it, `delta(W) = trained(W) - W`.
+Everything here follows one rule for any number of adapters and any strengths:
+
+    W_effective = W + sum_i  strength_i * delta_i(W)
+
+Only this package imports peft, and only `inject` does so.
+"""

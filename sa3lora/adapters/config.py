@@ -1,0 +1,143 @@
+"""What an adapter is: its type, rank, scale and the sites it was asked to change."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sa3lora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from sa3lora.recipe import AdapterSection
+
+LOW_RANK = ("lora_A", "lora_B")
+
+# Tensors that a file holds for every site, by adapter type.
+TENSORS: Mapping[str, tuple[str, ...]] = {
+    "lora": LOW_RANK,
+    "dora-rows": (*LOW_RANK, "magnitude"),
+    "dora-cols": (*LOW_RANK, "magnitude"),
+    "bora": (*LOW_RANK, "magnitude_r", "magnitude_c"),
+    "lora-xs": ("M_xs",),
+    "dora-rows-xs": ("M_xs", "magnitude"),
+    "dora-cols-xs": ("M_xs", "magnitude"),
+    "bora-xs": ("M_xs", "magnitude_r", "magnitude_c"),
+}
+ADAPTER_TYPES = tuple(TENSORS)
+TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names)
+
+_KNOWN_KEYS = ("rank", "alpha", "adapter_type", "dropout", "include", "exclude")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Type, rank and scale of one adapter, and the patterns that chose its sites.
+
+    `lora_alpha=None` means `r`, that is a scale of 1. An empty pattern list means the same as none.
+    `extra` keeps the header keys that other programs wrote.
+    """
+
+    type: str = "lora"
+    r: int = 16
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise AdapterError("adapter settings: " + "; ".join(problems))
+        object.__setattr__(self, "include", _patterns(self.include))
+        object.__setattr__(self, "exclude", _patterns(self.exclude))
+
+    @property
+    def alpha(self) -> float:
+        """Numerator of the scale: `lora_alpha`, or `r` when that is not given."""
+        return float(self.r if self.lora_alpha is None else self.lora_alpha)
+
+    def scale(self, rank: int) -> float:
+        """Factor of the low-rank product of a site whose tensors have this rank."""
+        return self.alpha / rank
+
+    def to_json(self) -> str:
+        """Write the `lora_config` header string as the official tools read it."""
+        alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
+        known = {
+            "rank": self.r,
+            "alpha": alpha,
+            "adapter_type": self.type,
+            "dropout": self.lora_dropout,
+            "include": None if self.include is None else list(self.include),
+            "exclude": None if self.exclude is None else list(self.exclude),
+        }
+        return json.dumps({**known, **self.extra})
+
+    @classmethod
+    def from_section(cls, section: AdapterSection) -> AdapterConfig:
+        """Take what the `adapter` section of a recipe says, presets spelled out as patterns."""
+        return cls(
+            type=section.type,
+            r=section.r,
+            lora_alpha=section.lora_alpha,
+            lora_dropout=section.lora_dropout,
+            include=_patterns(section.include_patterns()),
+            exclude=_patterns(section.exclude),
+        )
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], *, adapter_type: str, r: int) -> AdapterConfig:
+        """Build from a parsed `lora_config`, with the type and rank the tensors were found to have.
+
+        Raises:
+            AdapterError: If a value has the wrong kind; the message names the key.
+        """
+        alpha = header.get("alpha")
+        if alpha is not None and not _is_number(alpha):
+            raise AdapterError(f"lora_config.alpha must be a number, got {alpha!r}")
+        dropout = header.get("dropout", 0.0)
+        if not _is_number(dropout):
+            raise AdapterError(f"lora_config.dropout must be a number, got {dropout!r}")
+        for key in ("include", "exclude"):
+            value = header.get(key)
+            if value is not None and not _is_string_list(value):
+                raise AdapterError(f"lora_config.{key} must be a list of strings, got {value!r}")
+        return cls(
+            type=adapter_type,
+            r=r,
+            lora_alpha=None if alpha is None else float(alpha),
+            lora_dropout=float(dropout),
+            include=_patterns(header.get("include")),
+            exclude=_patterns(header.get("exclude")),
+            extra={key: value for key, value in header.items() if key not in _KNOWN_KEYS},
+        )
+
+
+def _problems(config: AdapterConfig) -> list[str]:
+    problems = []
+    if config.type not in TENSORS:
+        problems.append(f"type must be one of {', '.join(ADAPTER_TYPES)}, got {config.type!r}")
+    if config.r < 1:
+        problems.append(f"r must be at least 1, got {config.r}")
+    if config.lora_alpha is not None and not math.isfinite(config.lora_alpha):
+        problems.append(f"lora_alpha must be finite, got {config.lora_alpha}")
+    if not 0.0 <= config.lora_dropout < 1.0:
+        problems.append(f"lora_dropout must be in [0, 1), got {config.lora_dropout}")
+    return problems
+
+
+def _patterns(value: Any) -> tuple[str, ...] | None:
+    # Official readers take [] as "no site at all", which nobody means: empty is the same as none.
+    return tuple(value) if value else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_string_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
