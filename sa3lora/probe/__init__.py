@@ -1,0 +1,16 @@
+"""Paired losses of two models on fixed draws, so that their difference has little noise."""
+
+from sa3lora.probe.draws import Draws, StepLoss, draw_step, loss_of_draws
+from sa3lora.probe.paired import PairedDifference, paired_difference
+from sa3lora.probe.probe_set import ProbeItem, ProbeSet
+
+__all__ = [
+    "Draws",
+    "PairedDifference",
+    "ProbeItem",
+    "ProbeSet",
+    "StepLoss",
+    "draw_step",
+    "loss_of_draws",
+    "paired_difference",
+]

@@ -1,0 +1,169 @@
+"""What is random in the objective, drawn apart from the loss that is computed from it.
+
+Training draws anew at every step; a probe keeps its draws, so that two models are compared on the
+very same numbers. Every number comes from one generator on the CPU: a run then draws the same on
+every device, and resumes from the generator's state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sa3lora.flow import (
+    couple_noise,
+    effective_length,
+    flow_loss,
+    interpolate,
+    sample_dropout,
+    sample_keep_mask,
+    sample_timesteps,
+    shift,
+    velocity_target,
+)
+from sa3lora.models.config import ModelConfig
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.recipe import ObjectiveSection
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Loss of a micro-batch and what is worth logging about it.
+
+    Attributes:
+        total: Scalar with gradient: signal term plus weighted context term.
+        signal: Mean over clips of the error on frames to generate, detached.
+        context: Mean over clips of the error on given frames, detached.
+        per_item: Both terms of each clip, (B,), detached.
+        t: Noise level of each clip after the shift, (B,), float32.
+        num_frames: Real frames in the batch, silence extension included.
+        num_slots: Frames that the batch occupies, padding included.
+    """
+
+    total: Tensor
+    signal: Tensor
+    context: Tensor
+    per_item: Tensor
+    t: Tensor
+    num_frames: int
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of a step: what validation fixes and training draws anew.
+
+    Attributes:
+        t: Noise level of each clip after the shift, (B,), float32.
+        noise: Gaussian noise, (B, C, T), already coupled to the clips.
+        keep: True on frames that are given to the model, (B, T).
+        dropped: True for clips that lose their prompt, (B,).
+    """
+
+    t: Tensor
+    noise: Tensor
+    keep: Tensor
+    dropped: Tensor
+
+
+def draw_step(
+    latents: Tensor,
+    mask: Tensor,
+    *,
+    seconds: Tensor,
+    objective: ObjectiveSection,
+    model_config: ModelConfig,
+    generator: Generator,
+) -> Draws:
+    """Draw time, coupled noise, keep-mask and prompt dropout of a batch, in this order."""
+    device = latents.device
+    t = draw_timesteps(
+        seconds, objective=objective, model_config=model_config, generator=generator
+    ).to(device)
+    noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32).to(device)
+    noise = couple_noise(latents.float(), noise, method=objective.coupling, mask=mask)
+    keep = sample_keep_mask(
+        mask.sum(dim=1).cpu(),
+        mask.shape[1],
+        probabilities=objective.inpaint,
+        generator=generator,
+    )
+    dropped = sample_dropout(
+        len(latents), probability=objective.prompt_dropout, generator=generator
+    )
+    return Draws(t=t, noise=noise, keep=keep.to(device), dropped=dropped.to(device))
+
+
+def draw_timesteps(
+    seconds: Tensor,
+    *,
+    objective: ObjectiveSection,
+    model_config: ModelConfig,
+    generator: Generator,
+) -> Tensor:
+    """Draw one noise level a clip and warp it by the clip's effective length, (B,) float32."""
+    t = sample_timesteps(objective.timesteps, len(seconds), generator=generator)
+    length = effective_length(
+        seconds.cpu(),
+        sample_rate=model_config.sample_rate,
+        ratio=model_config.downsampling_ratio,
+    )
+    return shift(t, length, options=shift_options(objective, model_config))
+
+
+def shift_options(objective: ObjectiveSection, model_config: ModelConfig) -> dict[str, Any] | None:
+    """Return the options of the training shift, or None for no shift.
+
+    `model` means what the model's own configuration trains with; a type's name means that type
+    with its default options.
+    """
+    if objective.shift == "model":
+        return model_config.training_shift
+    return None if objective.shift == "none" else {"type": objective.shift}
+
+
+def loss_of_draws(
+    denoiser: Denoiser,
+    latents: Tensor,
+    *,
+    mask: Tensor,
+    seconds: Tensor,
+    text: Sequence[Tensor],
+    draws: Draws,
+    context_weight: float,
+    normalisation: str,
+) -> StepLoss:
+    """Predict the velocity for fixed draws and score it; frames outside `mask` are absent."""
+    data = latents.float()
+    conditioning = denoiser.condition(list(text), seconds.to(latents.device, torch.float32))
+    if bool(draws.dropped.any()):
+        conditioning = conditioning.dropped(draws.dropped)
+    predicted = denoiser.velocity(
+        interpolate(data, draws.noise, draws.t),
+        draws.t,
+        conditioning,
+        keep=draws.keep,
+        known=data * draws.keep[:, None, :],
+        mask=mask,
+    )
+    loss = flow_loss(
+        predicted.float(),
+        velocity_target(data, draws.noise),
+        mask,
+        draws.keep,
+        context_weight=context_weight,
+        normalisation=normalisation,
+    )
+    return StepLoss(
+        total=loss.total,
+        signal=loss.signal.detach(),
+        context=loss.context.detach(),
+        per_item=loss.per_item.detach(),
+        t=draws.t,
+        num_frames=int(mask.sum()),
+        num_slots=mask.numel(),
+    )
