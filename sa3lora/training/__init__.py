@@ -1,0 +1,1 @@
+"""Training: the step's loss, the loop that can be killed, and everything around them."""

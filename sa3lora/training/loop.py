@@ -1,0 +1,225 @@
+"""A training loop that can be killed: parameters, optimizer, averages and random states as one.
+
+The loop knows nothing of models or data. Its owner computes losses and gradients, calls `update`
+once a step, `save` when it likes and `restore` before the first step; what it saved is all that a
+new process needs to go on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Generator, Tensor, nn
+
+from sa3lora.errors import CheckpointError, RunError
+from sa3lora.recipe import OptimSection
+from sa3lora.training.checkpoint import newest_checkpoint, write_checkpoint
+from sa3lora.training.optim import LearningRate, clip_gradients, make_optimizer
+from sa3lora.training.processes import Alone, Processes
+from sa3lora.training.rng import collect_rng, restore_rng
+
+logger = logging.getLogger(__name__)
+
+_PARAMETERS = "parameters.safetensors"
+_AVERAGES = "averages.safetensors"
+_OPTIMIZER = "optimizer.pt"
+_RANDOM = "random.pt"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did."""
+
+    step: int
+    grad_norm: float
+    lr: float
+
+
+class ResumableLoop:
+    """Owner of everything that changes from step to step.
+
+    Attributes:
+        step: Number of finished optimizer steps.
+        passed_over: Sentences about checkpoints that `restore` could not use.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        optim: OptimSection,
+        max_steps: int,
+        folder: Path,
+        generators: Mapping[str, Generator],
+        keep: int = 3,
+        ema_decay: float | None = None,
+        processes: Processes | None = None,
+        write_tensors: Callable[[Path], None] | None = None,
+        read_tensors: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Prepare a loop at step 0.
+
+        Args:
+            parameters: What is trained, by name.
+            optim: The recipe's `optim` section.
+            max_steps: Length of the run, for schedules that end.
+            folder: Where checkpoints go.
+            generators: Every generator that the owner draws from.
+            keep: How many checkpoints stay.
+            ema_decay: Keep an exponential average of the parameters, with this decay.
+            processes: Who else trains with this process.
+            write_tensors: Writes the parameters into a checkpoint's folder in a form of the
+                owner's own; by default `parameters.safetensors` by name.
+            read_tensors: Reads that form back into the parameters.
+        """
+        self.step = 0
+        self.passed_over: list[str] = []
+        self._parameters = dict(parameters)
+        self._max_grad_norm = optim.max_grad_norm
+        self._lr = LearningRate(
+            peak=optim.lr,
+            schedule=optim.schedule,
+            warmup_steps=optim.warmup_steps,
+            max_steps=max_steps,
+        )
+        self._optimizer = make_optimizer(
+            self._parameters,
+            name=optim.name,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=optim.betas,
+        )
+        self._folder = folder
+        self._generators = dict(generators)
+        self._keep = keep
+        self._ema_decay = ema_decay
+        self._processes: Processes = processes or Alone()
+        self._write_tensors = write_tensors or self._write_parameters
+        self._read_tensors = read_tensors or self._read_parameters
+        self.averages = (
+            {name: p.detach().clone().float() for name, p in self._parameters.items()}
+            if ema_decay is not None
+            else {}
+        )
+
+    def update(self) -> Update:
+        """Take one optimizer step on the gradients and forget them.
+
+        Raises:
+            RunError: If the gradients are not finite; nothing is changed then.
+        """
+        parameters = list(self._parameters.values())
+        self._processes.average([p.grad for p in parameters if p.grad is not None])
+        norm = float(clip_gradients(parameters, self._max_grad_norm))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise RunError(
+                f"Step {self.step + 1}: the norm of the gradients is {norm}. Lower optim.lr, or "
+                "train with train.base_dtype=float32; earlier checkpoints are untouched."
+            )
+        lr = self._lr.at(self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._update_averages()
+        return Update(step=self.step, grad_norm=norm, lr=lr)
+
+    def save(self, info: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of this step, with the owner's JSON values (sampler position ...)."""
+        random_states = self._processes.gather(collect_rng(self._generators))
+        path = self._folder / f"step-{self.step:08d}"
+
+        def fill(folder: Path) -> None:
+            self._write_tensors(folder)
+            _write_object(self._optimizer.state_dict(), folder / _OPTIMIZER)
+            _write_object(random_states, folder / _RANDOM)
+            if self.averages:
+                _write_tensors(self.averages, folder / _AVERAGES)
+
+        if self._processes.is_main:
+            path = write_checkpoint(self._folder, self.step, fill=fill, info=info, keep=self._keep)
+        self._processes.wait()
+        return path
+
+    def restore(self) -> dict[str, Any] | None:
+        """Go back to the newest checkpoint that is whole.
+
+        Returns:
+            What the owner gave to `save`, or None if there is no checkpoint to go back to.
+
+        Raises:
+            CheckpointError: If the checkpoint is of other processes or other parameters.
+        """
+        checkpoint, self.passed_over = newest_checkpoint(self._folder)
+        if checkpoint is None:
+            return None
+        self._read_tensors(checkpoint.folder)
+        device = next(iter(self._parameters.values())).device
+        states = torch.load(checkpoint.folder / _RANDOM, weights_only=True)
+        expected = len(self._processes.gather(None))
+        if len(states) != expected:
+            raise CheckpointError(
+                f"{checkpoint.folder} was written by {len(states)} processes, this run has "
+                f"{expected}. Start {len(states)} processes to go on."
+            )
+        optimizer = torch.load(
+            checkpoint.folder / _OPTIMIZER, weights_only=True, map_location=device
+        )
+        self._optimizer.load_state_dict(optimizer)
+        if self.averages:
+            self._read_averages(checkpoint.folder)
+        restore_rng(states[self._processes.rank], self._generators)
+        self.step = checkpoint.step
+        return checkpoint.info
+
+    def _update_averages(self) -> None:
+        if self._ema_decay is None:
+            return
+        # The early average follows fast, or the first, untrained weights would stay for long.
+        decay = min(self._ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self.averages[name].lerp_(parameter.detach().float(), 1.0 - decay)
+
+    def _write_parameters(self, folder: Path) -> None:
+        _write_tensors(self._parameters, folder / _PARAMETERS)
+
+    def _read_parameters(self, folder: Path) -> None:
+        _copy_tensors(load_file(folder / _PARAMETERS), self._parameters, folder / _PARAMETERS)
+
+    def _read_averages(self, folder: Path) -> None:
+        _copy_tensors(load_file(folder / _AVERAGES), self.averages, folder / _AVERAGES)
+
+
+def _write_object(value: object, path: Path) -> None:
+    # Through memory: torch's own writer hides why a disk refused.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def _copy_tensors(saved: Mapping[str, Tensor], target: Mapping[str, Tensor], source: Path) -> None:
+    different = sorted(set(saved) ^ set(target)) + [
+        name for name in saved if name in target and saved[name].shape != target[name].shape
+    ]
+    if different:
+        shown = ", ".join(different[:5])
+        raise CheckpointError(
+            f"{source} holds other tensors than the model: {shown}"
+            f"{' ...' if len(different) > 5 else ''}."
+        )
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            target[name].copy_(tensor)

@@ -1,0 +1,194 @@
+"""What a run will do, told before it does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.sites import select_sites, site_shapes
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.source import ModelSource
+from sa3lora.recipe import Recipe
+from sa3lora.training.data import TrainingData
+from sa3lora.training.precision import Precision
+
+if TYPE_CHECKING:
+    from sa3lora.models.config import DitConfig
+
+# Activations that a block keeps for its backward pass, in widths of a token; an estimate of the
+# order of magnitude for attention without a stored score matrix and a gated feed-forward layer.
+_KEPT_PER_TOKEN = 34
+_KEPT_WITH_CHECKPOINTING = 2
+_ADAM_BYTES = 16  # weight, gradient and two moments, float32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run before its first step, in the order they are told."""
+
+    rows: Mapping[str, str]
+    num_sites: int
+    num_parameters: int
+    notes: tuple[str, ...] = field(default=())
+
+    def lines(self) -> list[str]:
+        """Give aligned lines of text."""
+        width = max(len(name) for name in self.rows)
+        shown = [f"{name:<{width}}  {value}" for name, value in self.rows.items()]
+        return shown + [f"note: {note}" for note in self.notes]
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """One epoch of batches of one process."""
+
+    num_batches: int
+    clips_per_batch: float
+    padding_waste: float
+    largest_frames: int
+    num_singletons: int
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    source: ModelSource,
+    data: TrainingData,
+    precision: Precision,
+    device: str,
+    world_size: int = 1,
+) -> Plan:
+    """Work out what a run will do, without loading any weights.
+
+    Raises:
+        AdapterError: If the adapter's patterns select nothing.
+    """
+    with torch.device("meta"):
+        denoiser = Denoiser(source.config)
+    shapes = site_shapes(denoiser)
+    sites = select_sites(shapes, AdapterConfig.from_section(recipe.adapter))
+    num_parameters = sum(recipe.adapter.r * sum(shapes[site]) for site in sites)
+    num_base = sum(parameter.numel() for parameter in denoiser.parameters())
+    batches = batch_statistics(data, world_size=world_size)
+    rows = {
+        "model": f"{source.name} ({num_base:,} parameters, {precision})",
+        "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
+        "adapter": (
+            f"{recipe.adapter.type}, r {recipe.adapter.r}, alpha {recipe.adapter.alpha:g}: "
+            f"{len(sites)} of {len(shapes)} layers, {num_parameters:,} trainable parameters "
+            f"({num_parameters * 4 / 1e6:.1f} MB)"
+        ),
+        **_data_rows(recipe, data, batches, world_size=world_size),
+        "memory": _memory(
+            source, precision, num_base=num_base, trained=num_parameters, batches=batches
+        ),
+        "time": "measured over the first steps, then shown",
+    }
+    return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, data, batches)))
+
+
+def batch_statistics(data: TrainingData, *, world_size: int) -> BatchStatistics:
+    """Count the batches of the first epoch; silence extensions are drawn later and not in it."""
+    batcher = data.make_batcher(world_size=world_size)
+    plans = [next(batcher) for _ in range(len(batcher))]
+    slots = sum(plan.num_frames * len(plan.crops) for plan in plans)
+    real = sum(crop.num_frames for plan in plans for crop in plan.crops)
+    return BatchStatistics(
+        num_batches=len(plans),
+        clips_per_batch=sum(len(plan.crops) for plan in plans) / len(plans),
+        padding_waste=1.0 - real / slots,
+        largest_frames=max(
+            (plan.num_frames + data.extra_frames) * len(plan.crops) for plan in plans
+        ),
+        num_singletons=sum(len(plan.crops) == 1 for plan in plans),
+    )
+
+
+def _data_rows(
+    recipe: Recipe, data: TrainingData, batches: BatchStatistics, *, world_size: int
+) -> dict[str, str]:
+    train = data.train
+    seconds = sum(row.duration_s for row in train.rows)
+    tracks = len({row.source for row in train.rows})
+    held_out = 0 if data.validation is None else len(data.validation)
+    micro_batches = recipe.train.max_steps * recipe.train.grad_accum
+    epochs = micro_batches / batches.num_batches
+    return {
+        "data": (
+            f"{train.root}: {len(train)} clips of {tracks} tracks, {seconds / 60:.1f} min, "
+            f"{sum(train.num_frames):,} frames; {held_out} validation clips"
+        ),
+        "batches": (
+            f"{batches.num_batches} an epoch, {batches.clips_per_batch:.1f} clips each, at most "
+            f"{recipe.data.frames_per_batch:,} frames, {batches.padding_waste:.1%} padding"
+        ),
+        "steps": (
+            f"{recipe.train.max_steps:,}, {recipe.train.grad_accum * world_size} batches a step, "
+            f"{epochs:.1f} epochs"
+        ),
+    }
+
+
+def uses_checkpointing(recipe: Recipe, device: str) -> bool:
+    """Resolve `train.checkpointing`: by default on GPUs only, where memory is the limit."""
+    wanted = recipe.train.checkpointing
+    return device != "cpu" if wanted == "auto" else wanted
+
+
+def _memory(
+    source: ModelSource,
+    precision: Precision,
+    *,
+    num_base: int,
+    trained: int,
+    batches: BatchStatistics,
+) -> str:
+    dit: DitConfig | None = source.config.dit
+    assert dit is not None  # a Denoiser was built from it
+    weights = num_base * precision.base.itemsize + trained * _ADAM_BYTES
+    kept = _KEPT_PER_TOKEN * dit.embed_dim * precision.compute.itemsize
+    frames = batches.largest_frames
+    full = frames * kept * dit.depth
+    short = frames * (kept + _KEPT_WITH_CHECKPOINTING * dit.embed_dim * 4 * dit.depth)
+    return (
+        f"about {_size(weights)} of weights and {_size(full)} of activations "
+        f"({_size(short)} with checkpointing); an estimate, measured while it runs"
+    )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _notes(recipe: Recipe, data: TrainingData, batches: BatchStatistics) -> list[str]:
+    notes = []
+    if data.validation is None:
+        reason = (
+            "the dataset has no validation clips"
+            if recipe.data.split == "train"
+            else f"the run trains on the {recipe.data.split} split"
+        )
+        notes.append(f"no held-out loss, because {reason}")
+    if recipe.objective.coupling != "none" and batches.num_singletons:
+        notes.append(
+            f"{batches.num_singletons} of {batches.num_batches} batches hold one clip, where "
+            f"objective.coupling={recipe.objective.coupling} changes nothing"
+        )
+    longest = min(max(data.train.num_frames), data.max_frames) + data.extra_frames
+    if longest > recipe.data.frames_per_batch:
+        notes.append(
+            f"the longest clip has {longest} frames with its silence, more than "
+            f"data.frames_per_batch={recipe.data.frames_per_batch}: such clips make batches of "
+            "their own"
+        )
+    longer = sum(frames > data.max_frames for frames in data.train.num_frames)
+    if longer:
+        notes.append(
+            f"{longer} clips are longer than {data.max_frames * data.frame_s:.1f} s and are "
+            "cropped at another place each epoch"
+        )
+    return notes

@@ -1,0 +1,52 @@
+"""Number types of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sa3lora.errors import RecipeError
+from sa3lora.recipe import TrainSection
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number types of a run.
+
+    Attributes:
+        base: Type that the frozen weights are stored in.
+        compute: Type of matrix products; adapters and their optimizer are float32 always.
+    """
+
+    base: torch.dtype
+    compute: torch.dtype
+
+    def __str__(self) -> str:
+        """Give both, for the plan."""
+        base, compute = (str(dtype).removeprefix("torch.") for dtype in (self.base, self.compute))
+        return f"base {base}, products {compute}, adapter float32"
+
+
+def choose_precision(train: TrainSection, *, device: str) -> Precision:
+    """Resolve `auto`: bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        RecipeError: For float16 products, which need a loss scale that we do not keep.
+    """
+    if train.dtype == "float16":
+        raise RecipeError(
+            "train.dtype: float16 loses small gradients; take bfloat16, float32 or auto"
+        )
+    automatic = torch.bfloat16 if device == "cuda" else torch.float32
+    base = automatic if train.base_dtype == "auto" else _DTYPES[train.base_dtype]
+    compute = automatic if train.dtype == "auto" else _DTYPES[train.dtype]
+    if base == torch.float16 and compute == torch.float32:
+        raise RecipeError("train.base_dtype: float16 needs train.dtype=bfloat16")
+    return Precision(base=base, compute=compute)

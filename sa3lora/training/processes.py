@@ -1,0 +1,149 @@
+"""The processes that train together, and the device each of them has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from sa3lora.errors import RunError, Sa3LoraError
+
+
+class Processes(Protocol):
+    """What a loop needs to know of the processes that train together."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their mean over all processes."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one value of each process, by rank."""
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+
+
+class Alone:
+    """A single process: nothing to average or to wait for."""
+
+    is_main = True
+    rank = 0
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Leave the tensors as they are."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value in a list."""
+        return [value]
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+class ProcessGroup:
+    """The processes of an Accelerate launch, in the words of `ResumableLoop`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Wrap an accelerator."""
+        self.accelerator = accelerator
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def size(self) -> int:
+        """How many processes train together."""
+        return int(self.accelerator.num_processes)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace gradients by their mean over all processes, in one message."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        mean = self.accelerator.reduce(flat, reduction="mean")
+        for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one value of each process, by rank."""
+        return [value] if self.size == 1 else list(gather_object([value]))
+
+    def any(self, value: bool) -> bool:
+        """Tell whether it is true in any process."""
+        return value if self.size == 1 else any(self.gather(value))
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+
+def is_main_process() -> bool:
+    """Tell, before any process has met another, whether this is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def on_main_process(make: Callable[[], str], *, device: str | None) -> str:
+    """Do something once, in the main process, and give its result to all.
+
+    Raises:
+        Sa3LoraError: In every process, what the main process raised.
+    """
+    with accelerated(device) as accelerator:
+        if accelerator.num_processes == 1:
+            return make()
+        outcome: list[str | Sa3LoraError | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                outcome = [make()]
+            except Sa3LoraError as error:
+                outcome = [error]
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], Sa3LoraError):
+            raise outcome[0]
+        assert outcome[0] is not None
+        return outcome[0]
+
+
+@contextmanager
+def accelerated(device: str | None) -> Iterator[Accelerator]:
+    """Give the accelerator of one run.
+
+    Accelerate keeps its settings for the whole process. They are dropped afterwards, so that a
+    second run in the same process may use another device.
+
+    Args:
+        device: `cpu`, `cuda` or `mps`; None takes the best there is.
+
+    Raises:
+        RunError: If the device is not there.
+    """
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    try:
+        found = accelerator.device.type
+        if device is not None and torch.device(device).type != found:
+            raise RunError(f"there is no {device} here; this machine trains on {found}.")
+        yield accelerator
+    finally:
+        if accelerator.num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,191 @@
+"""What a run leaves behind: the adapter with its header, and the manifest."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sa3lora
+from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.files import write_adapter
+from sa3lora.adapters.header import build_metadata
+from sa3lora.adapters.inject import export_file
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.source import ModelSource
+from sa3lora.recipe import Recipe
+from sa3lora.runs import RunFolder, sha256_file
+from sa3lora.training.data import TrainingData
+from sa3lora.training.plan import Plan
+from sa3lora.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run: Its folder.
+        step: Number of finished steps.
+        finished: False if a signal stopped it; it was saved then and can be resumed.
+        adapter_path: The adapter, None unless finished.
+        validation: Paired losses after the last step, None if validation is off.
+        best_step: Step of the lowest validation difference, None without validation.
+        signal: Name of the signal that stopped it.
+    """
+
+    run: RunFolder
+    step: int
+    finished: bool
+    adapter_path: Path | None
+    validation: Validation | None
+    best_step: int | None
+    signal: str | None = None
+
+
+class RunRecord:
+    """The manifest of a run: everything that a reader needs to know what its adapter is."""
+
+    def __init__(self, run: RunFolder, content: dict[str, Any]) -> None:
+        """Take the content of the manifest."""
+        self._run = run
+        self.content = content
+
+    @classmethod
+    def start(
+        cls,
+        run: RunFolder,
+        *,
+        identity: dict[str, Any],
+        plan: Plan,
+        source: ModelSource,
+        data: TrainingData,
+    ) -> RunRecord:
+        """Describe a run that is about to begin; `write` puts it on disk."""
+        content = {
+            "sa3lora_version": sa3lora.__version__,
+            "torch_version": torch.__version__,
+            "date": dt.date.today().isoformat(),
+            "status": "training",
+            "step": 0,
+            "base": {
+                "name": source.name,
+                "dit_hash": source.dit_hash,
+                "ae_hash": source.ae_hash,
+            },
+            "dataset": {
+                "fingerprint": data.train.meta.fingerprint,
+                "clips": len(data.train),
+                "counts": data.train.meta.counts,
+                "seconds": data.train.meta.seconds,
+            },
+            "adapter": {"sites": plan.num_sites, "parameters": plan.num_parameters},
+            "plan": dict(plan.rows),
+            "identity": identity,
+            "validation": [],
+            "best": None,
+        }
+        return cls(run, content)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run was started with."""
+        identity: dict[str, Any] = self.content["identity"]
+        return identity
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the lowest validation difference so far."""
+        best = self.content["best"]
+        return None if best is None else int(best["step"])
+
+    def forget_after(self, step: int) -> None:
+        """Drop what a killed process recorded of steps that are about to be taken again."""
+        kept = [entry for entry in self.content["validation"] if entry["step"] <= step]
+        self.content["validation"] = kept
+        self._choose_best()
+
+    def add_validation(self, validation: Validation) -> None:
+        """Record paired losses and whether they are the best so far."""
+        self.content["validation"].append(validation.to_json())
+        self._choose_best()
+
+    def write(self, **changes: Any) -> None:
+        """Update values and write the file whole."""
+        self.content.update(changes)
+        self._run.write_manifest(self.content)
+
+    def _choose_best(self) -> None:
+        entries = [
+            {"step": entry["step"], "difference": entry[kind]["difference"], "clips": kind}
+            for entry in self.content["validation"]
+            for kind in [("validation" if "validation" in entry else "train")]
+        ]
+        self.content["best"] = min(entries, key=lambda entry: entry["difference"], default=None)
+
+
+def shareable_recipe(recipe: Recipe) -> str:
+    """Write a recipe without the paths of this machine."""
+    data = recipe.data
+    if data.root is not None:
+        data = data.model_copy(update={"root": Path(data.root.name)})
+    adapter = recipe.adapter
+    if adapter.from_ is not None:
+        adapter = adapter.model_copy(update={"from_": Path(adapter.from_.name)})
+    model = recipe.model
+    if model is not None and Path(model).is_dir():
+        model = Path(model).name
+    changes = {"model": model, "data": data, "adapter": adapter}
+    return recipe.model_copy(update=changes).to_yaml()
+
+
+def write_result(
+    denoiser: Denoiser,
+    *,
+    config: AdapterConfig,
+    recipe: Recipe,
+    run: RunFolder,
+    record: RunRecord,
+    source: ModelSource,
+    data: TrainingData,
+    step: int,
+) -> Path:
+    """Write the finished adapter in the official layout, float32, and close the manifest."""
+    licences = sorted({row.licence for row in data.train.rows if row.licence})
+    metadata = build_metadata(
+        base_id=source.name,
+        dit_hash=source.dit_hash,
+        ae_hash=source.ae_hash,
+        dataset=data.train.meta.fingerprint,
+        recipe=shareable_recipe(recipe),
+        step=step,
+        licence=", ".join(licences) or None,
+        title=run.name,
+        date=dt.date.fromisoformat(record.content["date"]),
+    )
+    adapter = export_file(denoiser, config, metadata=metadata)
+    write_adapter(run.adapter_path, adapter, overwrite=True)
+    record.write(
+        status="finished",
+        step=step,
+        adapter={
+            **record.content["adapter"],
+            "file": run.adapter_path.name,
+            "sha256": sha256_file(run.adapter_path),
+        },
+    )
+    return run.adapter_path
+
+
+def flat_settings(recipe: Recipe) -> dict[str, bool | str | float | int]:
+    """Give every key of a recipe with a value that TensorBoard's HPARAMS tab can show."""
+    flat: dict[str, bool | str | float | int] = {}
+    for section, content in recipe.model_dump(mode="json", by_alias=True).items():
+        entries = content.items() if isinstance(content, dict) else [("", content)]
+        for key, value in entries:
+            name = f"{section}.{key}".rstrip(".")
+            flat[name] = value if isinstance(value, bool | int | float) else str(value)
+    return flat

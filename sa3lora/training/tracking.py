@@ -1,0 +1,146 @@
+"""What a run writes for TensorBoard: one run a folder, events beside the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from sa3lora.audio import wav_bytes
+
+TIME_BUCKETS = 5
+_SPECTROGRAM_FFT = 1024
+_SPECTROGRAM_RANGE_DB = 80.0
+
+
+class Tracker:
+    """Writer of one run's events; a tracker of a process that is not the main one writes nothing.
+
+    Use it as a context manager: leaving it flushes and closes the file.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, enabled: bool = True) -> None:
+        """Open the run's events.
+
+        Args:
+            folder: The run's folder.
+            first_step: The first step that this process will log; what an earlier, killed process
+                logged from there on is dropped.
+            enabled: Whether to write at all.
+        """
+        self._writer = (
+            SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None)
+            if enabled
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars by tag."""
+        if self._writer is not None:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
+
+    def audio(self, tag: str, audio: Tensor, *, sample_rate: int, step: int) -> None:
+        """Write audio (K, N) as it is, in stereo, and its spectrogram as a picture."""
+        if self._writer is None:
+            return
+        samples = audio.detach().cpu().float().clamp(-1, 1)
+        value = Summary.Audio(
+            sample_rate=sample_rate,
+            num_channels=audio.shape[0],
+            length_frames=audio.shape[1],
+            encoded_audio_string=wav_bytes(samples, sample_rate),
+            content_type="audio/wav",
+        )
+        self._add(Summary(value=[Summary.Value(tag=tag, audio=value)]), step)
+        picture = spectrogram_image(samples.mean(dim=0))
+        self._writer.add_image(f"{tag}/spectrogram", picture, step, dataformats="HWC")
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Write a text."""
+        if self._writer is not None:
+            self._writer.add_text(tag, text, step)
+
+    def hparams(
+        self, settings: Mapping[str, bool | str | float | int], scores: Mapping[str, float]
+    ) -> None:
+        """Write settings with final scores, which the HPARAMS tab compares between runs."""
+        if self._writer is None:
+            return
+        # SummaryWriter.add_hparams would open a second run in a sub-folder.
+        for summary in hparams(dict(settings), dict(scores)):  # type: ignore[no-untyped-call]
+            self._add(summary, None)
+        for tag, score in scores.items():
+            self._writer.add_scalar(tag, score)
+
+    def _add(self, summary: Summary, step: int | None) -> None:
+        if self._writer is not None:
+            file = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
+            file.add_summary(summary, step)
+
+
+def bucket_losses(t: Iterable[float], losses: Iterable[float]) -> dict[str, float]:
+    """Average the losses of clips whose noise levels lie in the same fifth of [0, 1].
+
+    Returns:
+        One value for each fifth that occurs, by tag.
+    """
+    grouped: dict[int, list[float]] = {}
+    for level, loss in zip(t, losses, strict=True):
+        grouped.setdefault(min(int(level * TIME_BUCKETS), TIME_BUCKETS - 1), []).append(loss)
+    width = 1.0 / TIME_BUCKETS
+    return {
+        f"loss_by_t/{bucket * width:.1f}-{(bucket + 1) * width:.1f}": sum(group) / len(group)
+        for bucket, group in sorted(grouped.items())
+    }
+
+
+def spectrogram_image(samples: Tensor, *, height: int = 192, width: int = 512) -> np.ndarray:
+    """Draw a log-magnitude spectrogram, low frequencies at the bottom.
+
+    Args:
+        samples: One channel, (N,).
+        height: Rows of the picture.
+        width: Columns of the picture.
+
+    Returns:
+        Grey levels from black (80 dB below the loudest bin, or silence) to white, (H, W, 3), uint8.
+    """
+    padded = torch.nn.functional.pad(samples, (0, max(0, _SPECTROGRAM_FFT - len(samples))))
+    spectrum = torch.stft(
+        padded,
+        _SPECTROGRAM_FFT,
+        hop_length=max(1, len(padded) // width),
+        window=torch.hann_window(_SPECTROGRAM_FFT),
+        return_complex=True,
+    ).abs()
+    decibel = 20.0 * torch.log10(spectrum.clamp(min=1e-7))
+    peak = max(decibel.max().item(), -60.0)  # silence stays black
+    level = ((decibel - peak) / _SPECTROGRAM_RANGE_DB + 1.0).clamp(0.0, 1.0)
+    resized = torch.nn.functional.interpolate(
+        level[None, None], size=(height, width), mode="bilinear", align_corners=False
+    )[0, 0]
+    grey = (resized.flip(0) * 255.0).round().to(torch.uint8).numpy()
+    return np.repeat(grey[:, :, None], 3, axis=2)

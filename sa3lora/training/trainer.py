@@ -1,0 +1,295 @@
+"""Training one adapter from a recipe, from the plan to the finished file."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+
+import torch
+from torch import Generator
+
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.source import ModelSource
+from sa3lora.recipe import Recipe
+from sa3lora.runs import RunFolder, write_bytes_atomic
+from sa3lora.training.data import TextEmbeddings
+from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
+from sa3lora.training.identity import check_identity
+from sa3lora.training.loop import ResumableLoop, Update
+from sa3lora.training.meter import Meter
+from sa3lora.training.plan import Plan
+from sa3lora.training.preview import Previewer
+from sa3lora.training.processes import accelerated, is_main_process
+from sa3lora.training.result import RunRecord, TrainResult, flat_settings, write_result
+from sa3lora.training.rng import undisturbed_rng
+from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
+from sa3lora.training.signals import StopRequest, stop_on_signal
+from sa3lora.training.step import StepLoss, flow_step_loss, require_finite
+from sa3lora.training.tracking import Tracker
+from sa3lora.training.validation import Validation, Validator
+
+logger = logging.getLogger(__name__)
+
+
+def plan_training(recipe: Recipe, *, source: ModelSource, device: str | None = None) -> Plan:
+    """Work out what `train` would do, without loading weights or writing anything.
+
+    Args:
+        recipe: The run.
+        source: The base model.
+        device: `cpu`, `cuda` or `mps`; None takes the best there is.
+    """
+    with accelerated(device) as accelerator:
+        return set_up(recipe, source=source, accelerator=accelerator).plan
+
+
+def train(
+    recipe: Recipe,
+    *,
+    run: RunFolder,
+    source: ModelSource,
+    resume: bool = False,
+    device: str | None = None,
+    progress: Progress = no_progress,
+) -> TrainResult:
+    """Train one adapter, or go on with a run that was interrupted.
+
+    On a CPU an interrupted and resumed run ends in the same adapter, bit for bit. Global random
+    states are afterwards what they were before.
+
+    Args:
+        recipe: The run.
+        run: Its folder; for a new run it is empty and is removed if nothing could be trained.
+        source: The base model.
+        resume: Go on from the newest whole checkpoint in the folder.
+        device: `cpu`, `cuda` or `mps`; None takes the best there is.
+        progress: Told of every step and of what else happens.
+
+    Raises:
+        RecipeError: If the recipe asks for what cannot be.
+        RunError: If a run to resume was started otherwise, or the loss is not finite.
+    """
+    begun = False
+    try:
+        with accelerated(device) as accelerator, undisturbed_rng():
+            setup = set_up(recipe, source=source, accelerator=accelerator)
+            trainer = _Trainer(setup, run, resume=resume, progress=progress)
+            begun = True
+            return trainer.run()
+    finally:
+        if not begun and not resume and is_main_process():
+            shutil.rmtree(run.path, ignore_errors=True)
+
+
+class _Trainer:
+    """The parts of a run that is ready for its next step."""
+
+    def __init__(self, setup: Setup, run: RunFolder, *, resume: bool, progress: Progress) -> None:
+        self._setup = setup
+        self._recipe = setup.recipe
+        self._folder = run
+        self._progress = progress
+        torch.manual_seed(setup.recipe.train.seed)  # of the adapter's dropout
+        record = self._previous_record(resume)
+        self._text: TextEmbeddings = build_text(setup)
+        self._denoiser: Denoiser = load_denoiser(setup)
+        self._loop: ResumableLoop
+        self._generator: Generator
+        self._loop, self._generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
+        self._validator = (
+            Validator(setup.recipe, data=setup.data, source=setup.source, text=self._text)
+            if setup.recipe.validation.every
+            else None
+        )
+        self._previewer = (
+            Previewer(
+                setup.recipe,
+                source=setup.source,
+                data=setup.data,
+                text=self._text,
+                folder=run.previews,
+                device=str(setup.device),
+            )
+            if setup.recipe.preview.every
+            else None
+        )
+        self._meter = Meter(setup.device)
+        self._record = record or self._start()
+        if resume:
+            self._restore()
+
+    @property
+    def _is_main(self) -> bool:
+        return self._setup.processes.is_main
+
+    def _previous_record(self, resume: bool) -> RunRecord | None:
+        """Read the manifest of a run to resume; None if it was killed before it had one."""
+        if not resume or not self._folder.manifest_path.is_file():
+            return None
+        record = RunRecord(self._folder, self._folder.manifest())
+        check_identity(record.identity, self._setup.identity, name=self._folder.name)
+        return record
+
+    def _start(self) -> RunRecord:
+        setup = self._setup
+        record = RunRecord.start(
+            self._folder,
+            identity=setup.identity,
+            plan=setup.plan,
+            source=setup.source,
+            data=setup.data,
+        )
+        if self._is_main:
+            write_bytes_atomic(self._folder.recipe_path, self._recipe.to_yaml().encode())
+            record.write()
+        return record
+
+    def _restore(self) -> None:
+        info = self._loop.restore()
+        if info is None:
+            self._tell("note", "no checkpoint to go on from, so it starts at step 0")
+            self._record.forget_after(0)
+            return
+        self._setup.data.load_state_dict(info["sampler"][self._setup.processes.rank])
+        self._record.forget_after(self._loop.step)
+        self._tell("note", f"going on after step {self._loop.step}")
+
+    def run(self) -> TrainResult:
+        """Take the remaining steps and write the adapter."""
+        last: Validation | None = None
+        max_steps = self._recipe.train.max_steps
+        first_step = self._loop.step + 1
+        with (
+            Tracker(self._folder.path, first_step=first_step, enabled=self._is_main) as tracker,
+            stop_on_signal() as stop,
+        ):
+            while self._loop.step < max_steps:
+                self._take_step(tracker)
+                last = self._validate(tracker) or last
+                self._preview(tracker)
+                if self._must_stop(stop):
+                    return self._stopped(stop, last)
+                if self._is_due(self._recipe.checkpoint.every):
+                    self._save()
+            if last is None and self._validator is not None:  # resumed behind the last step
+                last = self._validator.run(self._denoiser, self._loop.step)
+            return self._finish(tracker, last)
+
+    def _take_step(self, tracker: Tracker) -> None:
+        began = time.perf_counter()
+        accumulate = self._recipe.train.grad_accum
+        losses: list[StepLoss] = []
+        for _ in range(accumulate):
+            batch = self._setup.data.next_batch()
+            on_device = batch.to(self._setup.device)
+            with self._setup.autocast():
+                loss = flow_step_loss(
+                    self._denoiser,
+                    on_device.latents,
+                    mask=on_device.mask,
+                    seconds=on_device.seconds,
+                    text=[self._text(caption) for caption in batch.captions],
+                    objective=self._recipe.objective,
+                    model_config=self._setup.source.config,
+                    generator=self._generator,
+                    silence=self._setup.data.train.silence,
+                    max_frames=self._setup.data.max_frames,
+                )
+            require_finite(loss, step=self._loop.step + 1, clip_ids=batch.clip_ids)
+            torch.autograd.backward(loss.total / accumulate)
+            losses.append(loss)
+        update: Update = self._loop.update()
+        scalars = self._meter.measure(losses, update, seconds=time.perf_counter() - began)
+        tracker.scalars(scalars, update.step)
+        self._tell("step", loss=scalars["train/loss"])
+        if (estimate := self._meter.first_estimate(self._remaining())) is not None:
+            self._tell("note", estimate)
+
+    def _remaining(self) -> int:
+        return self._recipe.train.max_steps - self._loop.step
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and (self._loop.step % every == 0 or self._remaining() == 0)
+
+    def _validate(self, tracker: Tracker) -> Validation | None:
+        if self._validator is None or not self._is_due(self._recipe.validation.every):
+            return None
+        with self._setup.autocast():
+            validation = self._validator.run(self._denoiser, self._loop.step)
+        self._record.add_validation(validation)
+        tracker.scalars(validation.scalars(), self._loop.step)
+        self._write_record()
+        self._tell("validation", str(validation))
+        return validation
+
+    def _preview(self, tracker: Tracker) -> None:
+        if self._previewer is None or not self._is_due(self._recipe.preview.every):
+            return
+        if self._is_main:
+            files = self._previewer.run(self._denoiser, self._loop.step, tracker=tracker)
+            self._tell("preview", f"previews: {', '.join(str(path) for path in files)}")
+        self._setup.processes.wait()
+
+    def _must_stop(self, stop: StopRequest) -> bool:
+        return self._setup.processes.any(bool(stop)) and self._remaining() > 0
+
+    def _save(self) -> None:
+        positions = self._setup.processes.gather(self._setup.data.state_dict())
+        path = self._loop.save({"sampler": positions})
+        self._write_record()
+        self._tell("checkpoint", f"saved {path}")
+
+    def _write_record(self, status: str = "training") -> None:
+        if self._is_main:
+            self._record.write(status=status, step=self._loop.step)
+
+    def _stopped(self, stop: StopRequest, validation: Validation | None) -> TrainResult:
+        self._save()
+        self._write_record("interrupted")
+        return TrainResult(
+            run=self._folder,
+            step=self._loop.step,
+            finished=False,
+            adapter_path=None,
+            validation=validation,
+            best_step=self._record.best_step,
+            signal=stop.name or "another process",
+        )
+
+    def _finish(self, tracker: Tracker, validation: Validation | None) -> TrainResult:
+        if self._is_main:
+            write_result(
+                self._denoiser,
+                config=self._setup.adapter,
+                recipe=self._recipe,
+                run=self._folder,
+                record=self._record,
+                source=self._setup.source,
+                data=self._setup.data,
+                step=self._loop.step,
+            )
+            scores = (
+                {}
+                if validation is None
+                else {
+                    "hparams/difference": validation.main.difference,
+                    "hparams/adapter_loss": validation.main.adapter,
+                }
+            )
+            tracker.hparams(flat_settings(self._recipe), scores)
+        self._setup.processes.wait()
+        return TrainResult(
+            run=self._folder,
+            step=self._loop.step,
+            finished=True,
+            adapter_path=self._folder.adapter_path,
+            validation=validation,
+            best_step=self._record.best_step,
+        )
+
+    def _tell(self, kind: EventKind, text: str = "", *, loss: float | None = None) -> None:
+        if self._is_main:
+            self._progress(
+                TrainEvent(kind, self._loop.step, self._recipe.train.max_steps, text, loss)
+            )

@@ -1,0 +1,131 @@
+"""Held-out and training losses of base and adapter on the same fixed tuples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.source import ModelSource
+from sa3lora.probe import PairedDifference, ProbeSet, paired_difference
+from sa3lora.recipe import Recipe
+from sa3lora.training.data import TrainingData
+
+VALIDATION = "validation"
+TRAINING = "train"
+# Seeds of the tuples; apart from the run's own, so that runs of other seeds are comparable.
+_SEEDS = {VALIDATION: 1234, TRAINING: 4321}
+
+
+@contextmanager
+def without_adapters(root: nn.Module) -> Iterator[None]:
+    """Let every injected adapter rest: the model computes what its base computes."""
+    layers: list[Any] = [each for each in root.modules() if hasattr(each, "enable_adapters")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def evaluating(root: nn.Module) -> Iterator[None]:
+    """Switch dropout of adapters off, and back to what it was."""
+    training = {module: module.training for module in root.modules()}
+    root.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Paired losses after some step, by kind of clips.
+
+    Attributes:
+        step: Number of finished steps.
+        results: `validation` on held-out clips if there are any, `train` on training clips.
+    """
+
+    step: int
+    results: dict[str, PairedDifference]
+
+    @property
+    def main(self) -> PairedDifference:
+        """The held-out result, or that on training clips where nothing is held out."""
+        return self.results.get(VALIDATION) or self.results[TRAINING]
+
+    def scalars(self) -> dict[str, float]:
+        """Give the scalars to log, by tag."""
+        values: dict[str, float] = {}
+        for kind, result in self.results.items():
+            tag = "validation" if kind == VALIDATION else "train_probe"
+            named = {
+                "base": result.base,
+                "adapter": result.adapter,
+                "difference": result.difference,
+                "difference_low": result.low,
+                "difference_high": result.high,
+            }
+            values |= {f"{tag}/{k}": v for k, v in named.items() if v is not None}
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for the manifest."""
+        return {"step": self.step, **{kind: asdict(r) for kind, r in self.results.items()}}
+
+    def __str__(self) -> str:
+        """Say what was found on which clips."""
+        kinds = {VALIDATION: "held-out clips", TRAINING: "training clips"}
+        return "; ".join(f"{kinds[kind]}: {result}" for kind, result in self.results.items())
+
+
+class Validator:
+    """The probes of a run and the base model's losses on them, computed once."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        data: TrainingData,
+        source: ModelSource,
+        text: Callable[[str], Tensor],
+    ) -> None:
+        """Choose the tuples; nothing is computed yet."""
+        splits = {TRAINING: data.train}
+        if data.validation is not None:
+            splits = {VALIDATION: data.validation, TRAINING: data.train}
+        self._text = text
+        self._base: dict[str, Tensor] = {}
+        self._probes = {
+            kind: ProbeSet.build(
+                split,
+                recipe.validation.tuples,
+                seed=_SEEDS[kind],
+                objective=recipe.objective,
+                model_config=source.config,
+                max_frames=data.max_frames,
+                frames_per_batch=recipe.data.frames_per_batch,
+            )
+            for kind, split in splits.items()
+        }
+
+    def run(self, denoiser: Denoiser, step: int) -> Validation:
+        """Compare the injected adapter with its base; draws nothing from global generators."""
+        results = {}
+        with evaluating(denoiser):
+            for kind, probe in self._probes.items():
+                if kind not in self._base:
+                    with without_adapters(denoiser):
+                        self._base[kind] = probe.losses(denoiser, self._text)
+                adapted = probe.losses(denoiser, self._text)
+                results[kind] = paired_difference(self._base[kind], adapted, probe.tracks)
+        return Validation(step=step, results=results)

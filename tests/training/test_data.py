@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sa3lora.models.source import ModelSource
+from sa3lora.recipe import Recipe
+from sa3lora.training.data import TextEmbeddings, TrainingData
+
+
+def test_a_position_in_the_data_leads_to_the_same_batches(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    first = TrainingData(make_recipe(), source=source)
+    first.next_batch()
+    state = first.state_dict()
+    expected = [first.next_batch().clip_ids for _ in range(4)]
+    again = TrainingData(make_recipe(), source=source)
+    again.load_state_dict(state)
+    assert [again.next_batch().clip_ids for _ in range(4)] == expected
+
+
+def test_the_text_encoder_is_loaded_once_and_then_never(
+    source: ModelSource, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TrainingData(make_recipe(), source=source)
+    first = TextEmbeddings(data, source)
+    assert first.build(sorted(data.captions())) == 4
+
+    def refuse(**_: object) -> None:
+        raise AssertionError("the text encoder was loaded though everything is cached")
+
+    monkeypatch.setattr(source, "load_text_encoder", refuse)
+    second = TextEmbeddings(data, source)
+    assert second.build(sorted(data.captions())) == 0
+    for caption in data.captions():
+        assert torch.equal(second(caption), first(caption))
+
+
+def test_room_for_silence_never_goes_beyond_the_longest_clip(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    data = TrainingData(make_recipe("objective.silence_s=100"), source=source)
+    assert data.extra_frames <= data.max_frames - min(data.train.num_frames)

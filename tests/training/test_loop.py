@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from sa3lora.errors import CheckpointError, RunError
+from sa3lora.recipe import OptimSection
+from sa3lora.training.loop import ResumableLoop
+
+
+class _Toy:
+    """Fits a line with noise from a generator and dropout from the global one."""
+
+    def __init__(self, folder: Path, *, width: int = 3) -> None:
+        self.layer = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.layer.weight)
+        self.generator = Generator().manual_seed(1)
+        torch.manual_seed(2)
+        self.loop = ResumableLoop(
+            {"weight": self.layer.weight},
+            optim=OptimSection(lr=0.1, schedule="cosine", warmup_steps=2),
+            max_steps=10,
+            folder=folder,
+            generators={"steps": self.generator},
+            ema_decay=0.9,
+        )
+
+    def train(self, until: int) -> None:
+        while self.loop.step < until:
+            x = torch.randn(4, 3, generator=self.generator)
+            y = self.layer(nn.functional.dropout(x, 0.5))
+            torch.autograd.backward((y - x.sum(1, keepdim=True)).square().mean())
+            self.loop.update()
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {"weight": self.layer.weight.detach(), "average": self.loop.averages["weight"]}
+
+
+@pytest.mark.parametrize("killed_at", [4, 5, 9])
+def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, killed_at: int
+) -> None:
+    whole = _Toy(tmp_path / "whole")
+    whole.train(10)
+
+    killed = _Toy(tmp_path / "killed")
+    killed.train(4)
+    killed.loop.save({"position": 4})
+    killed.train(killed_at)
+
+    resumed = _Toy(tmp_path / "killed")
+    assert resumed.loop.restore() == {"position": 4}
+    assert resumed.loop.step == 4
+    resumed.train(10)
+    for name, tensor in whole.state().items():
+        assert torch.equal(resumed.state()[name], tensor)
+
+
+def test_nothing_to_restore_is_no_error(tmp_path: Path) -> None:
+    assert _Toy(tmp_path).loop.restore() is None
+
+
+def test_gradients_that_are_no_numbers_stop_the_loop_before_they_do_harm(tmp_path: Path) -> None:
+    toy = _Toy(tmp_path)
+    toy.layer.weight.grad = torch.full((1, 3), float("inf"))
+    with pytest.raises(RunError, match=r"Step 1: the norm of the gradients is inf"):
+        toy.loop.update()
+    assert torch.equal(toy.layer.weight.detach(), torch.zeros(1, 3))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    toy = _Toy(tmp_path)
+    toy.loop.save({})
+    with pytest.raises(CheckpointError, match="other tensors than the model: weight"):
+        _Toy(tmp_path, width=5).loop.restore()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sa3lora.training.optim import LearningRate, clip_gradients, make_optimizer
+
+
+def _rate(schedule: str, *, warmup_steps: int = 0, max_steps: int = 100) -> LearningRate:
+    return LearningRate(1.0, schedule, warmup_steps, max_steps)
+
+
+def test_constant_stays() -> None:
+    assert {_rate("constant").at(step) for step in (0, 50, 99)} == {1.0}
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    rate = _rate("constant", warmup_steps=4)
+    assert [rate.at(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_cosine_starts_at_the_peak_and_ends_at_zero() -> None:
+    rate = _rate("cosine", warmup_steps=10)
+    assert rate.at(10) == 1.0
+    assert rate.at(55) == pytest.approx(0.5)
+    assert rate.at(100) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    # 0.5 % at k = 0, 39.7 % at 100, 91.9 % at 500, 99.3 % at 1000: the released templates.
+    [(0, 0.005), (100, 0.397), (500, 0.919), (1000, 0.993)],
+)
+def test_inverse_follows_the_released_templates(step: int, share: float) -> None:
+    assert _rate("inverse").at(step) == pytest.approx(share, abs=5e-4)
+
+
+def test_magnitudes_are_not_decayed() -> None:
+    parameters = {
+        "site.lora_A": nn.Parameter(torch.ones(2)),
+        "site.magnitude": nn.Parameter(torch.ones(2)),
+    }
+    optimizer = make_optimizer(
+        parameters, name="adamw", lr=0.1, weight_decay=0.5, betas=(0.9, 0.95)
+    )
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(parameters["site.magnitude"].detach(), torch.ones(2))
+    assert float(parameters["site.lora_A"].detach()[0]) == pytest.approx(0.95)
+
+
+def test_clipping_scales_to_the_norm_and_reports_the_one_before() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert float(clip_gradients([parameter], 1.0)) == pytest.approx(5.0)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
+    assert float(clip_gradients([parameter], None)) == pytest.approx(1.0)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sa3lora.adapters.inject import adapter_parameters
+from sa3lora.audio import read_audio
+from sa3lora.models.source import ModelSource
+from sa3lora.recipe import Recipe
+from sa3lora.training.preview import Previewer, preview_duration, preview_prompts
+from sa3lora.training.processes import accelerated
+from sa3lora.training.session import build_text, load_denoiser, set_up
+from sa3lora.training.tracking import Tracker
+
+
+def test_base_and_adapter_start_from_the_same_noise_and_the_base_is_made_once(
+    tmp_path: Path, source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe("preview={every: 1, steps: 1, duration_s: 0.1, prompts: [a]}")
+    with accelerated("cpu") as accelerator:
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+        text, denoiser = build_text(setup), load_denoiser(setup)
+    previewer = Previewer(
+        recipe, source=source, data=setup.data, text=text, folder=tmp_path, device="cpu"
+    )
+    with Tracker(tmp_path, first_step=1, enabled=False) as tracker:
+        fresh = previewer.run(denoiser, 0, tracker=tracker)
+        with torch.no_grad():
+            for _, parameter in adapter_parameters(denoiser):
+                parameter.add_(0.05)
+        trained = previewer.run(denoiser, 1, tracker=tracker)
+    assert [path.name for path in fresh] == ["01-base.wav", "01-step-00000000.wav"]
+    assert [path.name for path in trained] == ["01-step-00000001.wav"]
+    base, untrained, after = (read_audio(path)[0] for path in [*fresh, *trained])
+    assert base.shape == (2, 800)
+    assert torch.equal(base, untrained)
+    assert not torch.equal(base, after)
+
+
+def test_without_prompts_captions_of_held_out_clips_are_taken(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe()
+    with accelerated("cpu") as accelerator:
+        data = set_up(recipe, source=source, accelerator=accelerator).data
+    assert preview_prompts(recipe, data) == ["Genre: test 3"]
+    assert preview_duration(recipe, source, data) == pytest.approx(21 * 0.004, abs=0.04)
