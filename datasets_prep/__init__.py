@@ -1,0 +1,1 @@
+"""From a folder of audio to a latents dataset."""
