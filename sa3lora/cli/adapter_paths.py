@@ -1,0 +1,47 @@
+"""`PATH[=STRENGTH]` on the command line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from sa3lora.errors import AdapterError, UsageError
+
+_FILE_OF_A_RUN = "adapter.safetensors"
+
+
+def parse_weighted_path(text: str) -> tuple[Path, float]:
+    """Split `PATH=STRENGTH`; without a strength it is 1. The path may hold `=` itself.
+
+    A run folder stands for the adapter in it.
+
+    Raises:
+        UsageError: If the strength is not a finite number.
+        AdapterError: If there is no such file.
+    """
+    path, separator, number = text.rpartition("=")
+    if not separator or Path(text).exists():
+        return _adapter_file(Path(text)), 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        raise UsageError(
+            f"{text}: the strength must be a number, got {number!r}; write PATH=0.7"
+        ) from None
+    if not math.isfinite(strength):
+        raise UsageError(f"{text}: the strength must be finite, got {number}; write PATH=0.7")
+    return _adapter_file(Path(path)), strength
+
+
+def _adapter_file(path: Path) -> Path:
+    if path == Path():  # an empty argument, or nothing before the =
+        raise UsageError("an adapter has no path: give PATH or PATH=STRENGTH")
+    if path.is_dir():
+        if not (path / _FILE_OF_A_RUN).is_file():
+            raise AdapterError(
+                f"{path} is a folder without {_FILE_OF_A_RUN}. Name an adapter file."
+            )
+        return path / _FILE_OF_A_RUN
+    if not path.is_file():
+        raise AdapterError(f"{path}: no such file. Check the path.")
+    return path

@@ -1,0 +1,43 @@
+import pytest
+
+from sa3lora.cli.adapter_paths import parse_weighted_path
+from sa3lora.errors import AdapterError, UsageError
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    path = tmp_path / "runs" / "vinyl" / "adapter.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_strength_is_one_unless_given(adapter):
+    assert parse_weighted_path(str(adapter)) == (adapter, 1.0)
+    assert parse_weighted_path(f"{adapter}=-0.25") == (adapter, -0.25)
+
+
+def test_a_run_folder_is_its_adapter(adapter):
+    assert parse_weighted_path(f"{adapter.parent}=0.5") == (adapter, 0.5)
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path):
+    path = tmp_path / "a=2.safetensors"
+    path.write_bytes(b"x")
+    assert parse_weighted_path(str(path)) == (path, 1.0)
+    assert parse_weighted_path(f"{path}=0.5") == (path, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"), [("loud", "must be a number, got 'loud'"), ("nan", "must be finite")]
+)
+def test_a_strength_that_is_no_number_is_wrong_usage(adapter, strength, message):
+    with pytest.raises(UsageError, match=message):
+        parse_weighted_path(f"{adapter}={strength}")
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(AdapterError, match=r"nowhere.safetensors: no such file"):
+        parse_weighted_path(f"{tmp_path}/nowhere.safetensors=1")
+    with pytest.raises(AdapterError, match=r"is a folder without adapter.safetensors"):
+        parse_weighted_path(str(tmp_path))
