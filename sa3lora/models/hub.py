@@ -13,6 +13,8 @@ from sa3lora.errors import ModelError
 MODEL_FILES = ["model_config.json", "model.safetensors"]
 # A full disk is no missing network: these keep their own message.
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+# what the Hub's library takes for yes; HF_HUB_OFFLINE=0 asks the Hub
+_YES = ("1", "ON", "YES", "TRUE")
 
 
 def page_of(repo_id: str) -> str:
@@ -60,9 +62,8 @@ def download(repo_id: str, patterns: list[str], *, revision: str | None = None) 
 
 
 def _unreachable(repo_id: str, error: BaseException) -> str:
-    if offline := [
-        name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)
-    ]:
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    if offline := [name for name in names if os.environ.get(name, "").upper() in _YES]:
         reason = f"{offline[0]} is set, so the Hub was not asked. Unset it and connect once"
     else:
         reason = f"the Hub could not be reached ({type(error).__name__}). Connect once"

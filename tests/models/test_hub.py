@@ -54,8 +54,11 @@ def test_offline_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set, so the Hub was not asked"):
         download(REPO, ["*"])
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    with pytest.raises(ModelError, match="the Hub could not be reached"):
+        download(REPO, ["*"])
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with pytest.raises(ModelError, match="the Hub could not be reached"):
         download(REPO, ["*"])
 
