@@ -199,6 +199,8 @@ def _generate(
 
     durations = chosen.durations_s or [min(_DEFAULT_S, pipeline.config.max_duration_s)]
     longest = max(durations)
+    for path, (wave, rate) in sounds.items():
+        _tell_what_is_used(path, wave.shape[1] / rate, duration_s=longest)
     regions = [(a, longest if b is None else b) for a, b in chosen.regions]
     level = chosen.init_noise_level
     with progress("generate", quiet=quiet) as advance:
@@ -221,6 +223,14 @@ def _generate(
             )
         except ValueError as error:  # what the pipeline says about its arguments
             raise UsageError(str(error)) from error
+
+
+def _tell_what_is_used(path: Path, length_s: float, *, duration_s: float) -> None:
+    """Name a given sound that is cut, or that silence has to follow."""
+    if length_s > duration_s + 0.01:
+        status(f"{path} is {length_s:.2f} s: its first {duration_s:g} s are used; see --duration")
+    elif length_s < duration_s - 0.01:
+        status(f"{path} is {length_s:.2f} s: silence follows it up to {duration_s:g} s")
 
 
 def _steps(advance: Callable[..., None]) -> Callable[[int, int], None]:

@@ -287,3 +287,14 @@ def test_an_adapter_whose_name_holds_an_at_sign_is_a_file_like_any_other(tmp_pat
     path = tmp_path / "me@home.safetensors"
     path.touch()
     assert parse_adapters([f"{path}=0.5", str(path)]) == [(path, 0.5), (path, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("duration", "said"), [("0.2", "its first 0.2 s are"), ("1", "silence follows"), ("0.5", None)]
+)
+def test_given_sound_that_is_cut_or_filled_up_is_named(
+    generate: Callable[..., Any], tone: Path, duration: str, said: str | None
+) -> None:
+    status, _, err = generate("x", "--init-audio", str(tone), "--duration", duration)
+    assert status == 0
+    assert f"{tone} is 0.50 s: {said}" in err if said else str(tone) not in err
