@@ -52,7 +52,8 @@ def evaluate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="One prompt a line, or a packaged list; default: captions of the reference.",
+            help="One prompt a line, or a packaged list; default: captions of the reference, "
+            "else of the held-out clips.",
         ),
     ] = None,
     dataset: Annotated[

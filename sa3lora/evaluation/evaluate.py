@@ -33,6 +33,7 @@ from sa3lora.evaluation.held_out import open_held_out_loss
 from sa3lora.evaluation.reference import (
     Reference,
     dataset_reference,
+    default_prompts,
     folder_reference,
     is_dataset,
 )
@@ -96,7 +97,7 @@ def evaluate_adapter(
         out: Folder of report and audio. An earlier evaluation there is replaced as a whole.
         embedder: Embedding model of the scores.
         settings: How the clips are made.
-        prompts: Default: the captions of the reference.
+        prompts: Default: the captions of the reference, else of held-out clips of `dataset`.
         dataset: Latents dataset for the held-out loss. Default: the reference, if it is one.
         options: See `Options`.
         progress: Called with a stage, what is done and what there is.
@@ -109,12 +110,13 @@ def evaluate_adapter(
     chosen = options or Options()
     check_output(out)
     _check_request(adapters, settings, pipeline)
-    uses = tuple(_use(path, strength) for path, strength in adapters)
+    uses = tuple(AdapterUse(str(p), s, read_adapter(p).content_hash) for p, s in adapters)
     target = _open_reference(reference, pipeline)
-    plans = plan_clips(target.captions if prompts is None else prompts, settings)
-    check_duration(embedder, settings.duration_s)
     if dataset is None and is_dataset(reference):
         dataset = reference
+    texts, told = (prompts, ()) if prompts is not None else default_prompts(target, dataset)
+    plans = plan_clips(texts, settings)
+    check_duration(embedder, settings.duration_s)
     held_out = open_held_out_loss(dataset, pipeline, num_tuples=chosen.probe_tuples)
     others = embed_pieces(
         _watched(target.pieces(), progress, stage="embed the reference", total=target.num_pieces),
@@ -138,7 +140,7 @@ def evaluate_adapter(
             scores=(*held_out.scores(losses), *scores),
             clips=_clip_pairs(plans, sides),
             extrapolations=lines,
-            notes=(*target.notes, held_out.note, *_notes(sides, others, embedder=embedder)),
+            notes=(*target.notes, *told, held_out.note, *_notes(sides, others, embedder=embedder)),
             folder=out,
         )
         write_report(result, folder)
@@ -157,10 +159,6 @@ def _check_request(
         raise EvaluationError(
             f"{pipeline.source.name} makes up to {longest:g} s, got {settings.duration_s:g} s"
         )
-
-
-def _use(path: Path, strength: float) -> AdapterUse:
-    return AdapterUse(str(path), strength, read_adapter(path).content_hash)
 
 
 def _open_reference(path: Path, pipeline: SA3Pipeline) -> Reference:

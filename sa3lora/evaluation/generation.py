@@ -43,8 +43,8 @@ def plan_clips(prompts: Sequence[str], settings: Settings) -> list[ClipPlan]:
     different = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
     if not different:
         raise EvaluationError(
-            "there are no prompts: the reference has no captions. Give a file with --prompts, one "
-            "prompt a line."
+            "there are no prompts: neither the reference nor a dataset has captions. Give --prompts"
+            " a file with one prompt a line, or the name of a packaged list: music, sfx or tiny."
         )
     count = settings.num_clips
     if len(different) > count:

@@ -142,6 +142,23 @@ def open_held_out(root: Path) -> tuple[list[LatentsDataset], str]:
     )
 
 
+def default_prompts(
+    reference: Reference, dataset: Path | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take the captions of the reference, else those of a dataset's held-out clips.
+
+    Returns:
+        The captions, maybe none, and a note where they are not the reference's own.
+    """
+    if reference.captions or dataset is None:
+        return reference.captions, ()
+    parts, _ = open_held_out(dataset)
+    captions = tuple(row.caption for part in parts for row in part.rows if row.caption)
+    names = " and ".join(str(part.split) for part in parts if part.split) or "train"
+    note = f"{reference.name} has no captions: the prompts are those of {dataset.name} ({names})."
+    return captions, (note,) if captions else ()
+
+
 def is_dataset(folder: Path) -> bool:
     """Say whether a folder is a latents dataset."""
     return (folder / "dataset.json").is_file()

@@ -132,3 +132,19 @@ def test_the_report_of_a_run_lies_in_the_run(
     assert main(arguments) == 0
     assert (run / "evaluation" / "evaluation.json").is_file()
     assert "no held-out loss" in capsys.readouterr().err
+
+
+def test_a_reference_without_captions_takes_the_prompts_of_the_dataset(
+    arguments: list[str],
+    reference: Path,
+    make_latents: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for sidecar in reference.glob("*.txt"):
+        sidecar.unlink()
+    assert main(arguments) == 1
+    assert "the name of a packaged list: music, sfx or tiny" in capsys.readouterr().err
+    dataset = make_latents(tmp_path / "latents", held_out=2)
+    assert main([*arguments, "--dataset", str(dataset)]) == 0
+    assert "style has no captions: the prompts are those of latents" in capsys.readouterr().out

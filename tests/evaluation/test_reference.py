@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from sa3lora.errors import AudioError, EvaluationError
-from sa3lora.evaluation.reference import folder_reference, is_dataset, read_sidecar
+from sa3lora.evaluation.reference import (
+    default_prompts,
+    folder_reference,
+    is_dataset,
+    read_sidecar,
+)
+from sa3lora.latents.format import LatentsDataset
 
 Folder = Callable[..., Path]
 
@@ -65,3 +71,22 @@ def test_a_folder_is_a_dataset_by_its_dataset_json(tmp_path: Path) -> None:
     assert not is_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{}", encoding="utf-8")
     assert is_dataset(tmp_path)
+
+
+def test_without_captions_the_prompts_are_those_of_held_out_clips(
+    audio_folder: Folder, make_latents: Folder, tmp_path: Path
+) -> None:
+    folder = audio_folder("other", tracks=1)
+    dataset = make_latents(tmp_path / "latents", held_out=2)
+    assert default_prompts(folder_reference(folder), dataset) == (("a noise",), ())
+    (folder / "0.txt").unlink()
+    captions, notes = default_prompts(folder_reference(folder), dataset)
+    held_out = LatentsDataset.open(dataset, split="validation")
+    assert captions == tuple(row.caption for row in held_out.rows)
+    assert notes == ("other has no captions: the prompts are those of latents (validation).",)
+
+
+def test_without_any_captions_there_are_no_prompts(audio_folder: Folder) -> None:
+    folder = audio_folder("other", tracks=1)
+    (folder / "0.txt").unlink()
+    assert default_prompts(folder_reference(folder), None) == ((), ())
