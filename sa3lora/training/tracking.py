@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -24,7 +27,8 @@ _SPECTROGRAM_RANGE_DB = 80.0
 class Tracker:
     """Writer of one run's events; a tracker of a process that is not the main one writes nothing.
 
-    Use it as a context manager: leaving it flushes and closes the file.
+    Use it as a context manager: leaving it flushes and closes the file. A disk that refuses is an
+    `OSError` that names the run's folder, from whichever call comes after the failure.
     """
 
     def __init__(self, folder: Path, *, first_step: int, enabled: bool = True) -> None:
@@ -36,14 +40,17 @@ class Tracker:
                 logged from there on is dropped.
             enabled: Whether to write at all.
         """
-        self._writer = (
-            SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None)
-            if enabled
-            else None
-        )
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        if enabled:
+            purge_step = first_step if first_step > 1 else None
+            with self._disk():
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def __enter__(self) -> Self:
         """Return itself."""
+        self._hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
         return self
 
     def __exit__(
@@ -53,14 +60,34 @@ class Tracker:
         traceback: TracebackType | None,
     ) -> None:
         """Close the file."""
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                with self._disk():
+                    self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """Print no traceback of the thread that writes: the next call raises its error, named."""
+        if type(args.thread).__module__ != event_file_writer.__name__:
+            self._hook(args)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Name the folder: events are written by a thread whose errors know no file."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars by tag."""
         if self._writer is not None:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
+            with self._disk():
+                for tag, value in values.items():
+                    self._writer.add_scalar(tag, value, step)
 
     def audio(self, tag: str, audio: Tensor, *, sample_rate: int, step: int) -> None:
         """Write audio (K, N) as it is, in stereo, and its spectrogram as a picture."""
@@ -76,12 +103,14 @@ class Tracker:
         )
         self._add(Summary(value=[Summary.Value(tag=tag, audio=value)]), step)
         picture = spectrogram_image(samples.mean(dim=0))
-        self._writer.add_image(f"{tag}/spectrogram", picture, step, dataformats="HWC")
+        with self._disk():
+            self._writer.add_image(f"{tag}/spectrogram", picture, step, dataformats="HWC")
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text."""
         if self._writer is not None:
-            self._writer.add_text(tag, text, step)
+            with self._disk():
+                self._writer.add_text(tag, text, step)
 
     def hparams(
         self, settings: Mapping[str, bool | str | float | int], scores: Mapping[str, float]
@@ -92,13 +121,15 @@ class Tracker:
         # SummaryWriter.add_hparams would open a second run in a sub-folder.
         for summary in hparams(dict(settings), dict(scores)):  # type: ignore[no-untyped-call]
             self._add(summary, None)
-        for tag, score in scores.items():
-            self._writer.add_scalar(tag, score)
+        with self._disk():
+            for tag, score in scores.items():
+                self._writer.add_scalar(tag, score)
 
     def _add(self, summary: Summary, step: int | None) -> None:
         if self._writer is not None:
             file = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
-            file.add_summary(summary, step)
+            with self._disk():
+                file.add_summary(summary, step)
 
 
 def bucket_losses(t: Iterable[float], losses: Iterable[float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sa3lora.training.tracking import Tracker, bucket_losses, spectrogram_image
 
@@ -56,6 +58,22 @@ def test_a_tracker_that_is_off_writes_nothing(tmp_path: Path) -> None:
         tracker.scalars({"loss": 1.0}, 1)
         tracker.hparams({"a": 1}, {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RecordWriter, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def log() -> None:
+        with Tracker(tmp_path, first_step=1) as tracker:
+            monkeypatch.setattr(RecordWriter, "write", full)
+            for step in range(100):
+                tracker.scalars({"loss": 1.0}, step)
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        log()
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_losses_fall_into_fifths_of_time() -> None:
