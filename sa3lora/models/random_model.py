@@ -83,7 +83,7 @@ def write_random_model(
     size = 4 * sum(math.prod(shape) for shape in inventory.values())
     if size > free_bytes(out):
         raise ModelError(
-            f"{out} needs {size / 1e9:.1f} GB, its disk has {free_bytes(out) / 1e9:.1f} GB free. "
+            f"{out} needs {size / 1e6:.0f} MB, its disk has {free_bytes(out) / 1e6:.0f} MB free. "
             "Free some space, or write to another disk."
         )
     tensors = _model_tensors(inventory, name, seed=seed)
