@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +35,8 @@ def demo(
     """Teach the embedded model a style it has never heard, and measure what it learned.
 
     Writes a few tracks, then runs what prep, train, evaluate, generate and merge do, offline and
-    on any computer. It ends with what was measured and where the audio lies.
+    on any computer. It ends with what was measured and where the audio lies. If it fails or is
+    stopped, DIR is as it was before.
 
     Examples:
       sa3lora demo
@@ -44,7 +46,15 @@ def demo(
         raise UsageError(f"{out} exists already. Name another folder with --out, or remove it.")
     from sa3lora.cli.demo_job import run_demo
 
-    _show(run_demo(out, style=style, steps=steps, quiet=quiet))
+    was_there = out.exists()
+    try:
+        result = run_demo(out, style=style, steps=steps, quiet=quiet)
+    except BaseException:  # Ctrl-C too: the next try wants the folder new or empty
+        shutil.rmtree(out, ignore_errors=True)
+        if was_there:
+            out.mkdir(exist_ok=True)
+        raise
+    _show(result)
 
 
 def _show(result: DemoResult) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,25 @@ def test_an_unknown_style_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["demo", "--out", str(tmp_path / "d"), "--style", "polka"]) == 2
     assert "polka" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_demo_that_fails_leaves_its_folder_as_it_was(
+    tmp_path: Path,
+    short_demo: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    was_there: bool,
+) -> None:
+    out = tmp_path / "demo"
+    if was_there:
+        out.mkdir()
+
+    def full(folder: Path, *rest: Any, **named: Any) -> None:
+        assert list((folder / "tracks").iterdir())
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(demo_job, "_prep", full)
+    assert main(["demo", "--out", str(out), "--quiet"]) == 1
+    assert f"{out}: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == ([out] if was_there else [])
