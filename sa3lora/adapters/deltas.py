@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-12
+# Of squared singular values: below it the Gram matrix has lost the digits.
+_SMALLEST_RATIO = 1e-8
 
 Tensors = Mapping[str, Tensor]
 
@@ -40,8 +42,10 @@ def low_rank_factors(
 def svd_basis(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Give the leading `rank` left and right singular vectors, with the released sign rule.
 
-    The entry of largest size in each left vector (the first of equals) is made positive. Always
-    computed on the CPU in float32, since the basis must not depend on the device.
+    The entry of largest size in each left vector (the first of equals) is made positive. Computed
+    on the CPU in float64, through the smaller Gram matrix: nearer to the exact basis than the
+    float32 SVD of the released tools, a few times faster, and the same for any number of threads
+    to float32 rounding. Only where vectors beyond the numerical rank are asked for, by a full SVD.
 
     Raises:
         ValueError: If `rank` exceeds the smaller side of the matrix.
@@ -49,11 +53,22 @@ def svd_basis(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     matrix = weight.detach().to("cpu", torch.float32).flatten(1)
     if rank > min(matrix.shape):
         raise ValueError(f"rank {rank} exceeds the smaller side of {tuple(matrix.shape)}")
-    left, _, right_t = torch.linalg.svd(matrix, full_matrices=False)
-    left, right = left[:, :rank], right_t[:rank].T
+    left, right = _leading_vectors(matrix.double(), rank)
     largest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))  # (1, rank)
     sign = torch.where(largest < 0, -1.0, 1.0)
-    return (left * sign).to(weight.device), (right * sign).to(weight.device)
+    return (left * sign).float().to(weight.device), (right * sign).float().to(weight.device)
+
+
+def _leading_vectors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    wide = matrix.shape[0] <= matrix.shape[1]
+    short = matrix if wide else matrix.T
+    squares, vectors = torch.linalg.eigh(short @ short.T)  # ascending
+    squares, near = squares[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    if squares[-1] <= _SMALLEST_RATIO * squares[0]:
+        left, _, right_t = torch.linalg.svd(matrix, full_matrices=False)
+        return left[:, :rank], right_t[:rank].T
+    far = short.T @ near / squares.sqrt()
+    return (near, far) if wide else (far, near)
 
 
 def _rows(matrix: Tensor, magnitude: Tensor) -> Tensor:

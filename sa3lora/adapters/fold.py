@@ -113,6 +113,11 @@ class AdapterStack:
         """Strength of every loaded adapter."""
         return dict(self._strengths)
 
+    @property
+    def bases(self) -> dict[str, Tensor]:
+        """Untouched weights of the layers that something is folded into, by site."""
+        return dict(self._bases)
+
     def adapter(self, name: str) -> AdapterFile:
         """Give a loaded adapter.
 
