@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sa3lora.adapters.config import ADAPTER_TYPES
-from sa3lora.adapters.files import read_adapter
+from sa3lora.adapters.files import AdapterFile, read_adapter
 from sa3lora.adapters.fold import AdapterStack
+from sa3lora.adapters.sites import find_layers
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
@@ -71,8 +72,22 @@ def _assert_file_plays(
     AdapterStack(denoiser).add(read_adapter(run.adapter_path), "a")
     folded = validator.run(denoiser, 3).main
     assert folded.adapter == pytest.approx(expected, rel=1e-5)
+    _assert_released_tools_play_the_same(read_adapter(run.adapter_path), source)
     bare = validator.run(source.load_denoiser(), 3).main
     assert bare.adapter != pytest.approx(expected, rel=1e-5)
+
+
+def _assert_released_tools_play_the_same(adapter: AdapterFile, source: ModelSource) -> None:
+    """Compare the weights of both rules: at strength 1, and for plain types at any."""
+    ours, theirs = source.load_denoiser(), source.load_denoiser()
+    exact, official = AdapterStack(ours), AdapterStack(theirs, strength_rule="official")
+    for strength in (1.0, 0.5, -1.5) if adapter.config.type.startswith("lora") else (1.0,):
+        for stack in (exact, official):
+            stack.clear()
+            stack.add(adapter, "a", strength=strength)
+        layers = find_layers(theirs)
+        for site, layer in find_layers(ours).items():
+            torch.testing.assert_close(layer.weight, layers[site].weight, rtol=1e-5, atol=1e-6)
 
 
 def test_weight_decay_shrinks_no_magnitude(
