@@ -81,7 +81,7 @@ def test_every_problem_is_told_at_once_with_what_was_meant(recipe_file: Path) ->
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("adapter.type=dora", r"adapter\.type: must be one of 'lora', .*'bora-xs', got 'dora'"),
+        ("adapter.type=loha", r"adapter\.type: must be one of 'lora', .*'rslora', got 'loha'"),
         ("adapter.r=1.5", r"adapter\.r: must be a whole number, got 1\.5"),
         ("adapter.r=many", r"adapter\.r: must be a whole number, got 'many'"),
         ("adapter.lora_dropout=1", r"lora_dropout: must be less than 1, got 1"),
@@ -117,6 +117,57 @@ def test_targets_are_short_for_include() -> None:
         ".cross_attn.",
     ]
     assert AdapterSection(include=["layers.0."]).include_patterns() == ["layers.0."]
+
+
+def test_presets_of_other_tools_have_their_meaning() -> None:
+    assert AdapterSection(targets="mlp").include_patterns() == [".ff."]
+    assert AdapterSection(targets="official").include_patterns() is None
+    assert AdapterSection(targets="official").exclude_patterns() == []
+    linear = AdapterSection(targets="all-linear", exclude=["seconds_total"])
+    assert linear.include_patterns() is None
+    assert linear.exclude_patterns() == ["preprocess_conv", "postprocess_conv", "seconds_total"]
+
+
+@pytest.mark.parametrize(
+    ("written", "official"),
+    [
+        ("layers[0-11]", "layers.[0-11]."),
+        ("layers[3]", "layers.3."),
+        ("layers[0-1].self_attn", "layers.[0-1].self_attn"),
+        ("layers.[0-1]", "layers.[0-1]"),
+        (".ff.", ".ff."),
+    ],
+)
+def test_numbered_layers_mean_those_layers(written: str, official: str) -> None:
+    section = AdapterSection(include=[written], exclude=[written])
+    assert section.include_patterns() == [official]
+    assert section.exclude_patterns() == [official]
+
+
+def test_dora_is_the_old_name_of_dora_rows() -> None:
+    assert AdapterSection.model_validate({"type": "dora"}).type == "dora-rows"
+
+
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    assert AdapterSection(type="rslora", r=16, lora_alpha=8.0).alpha / 16 == 8.0 / 4
+    assert AdapterSection(r=16, lora_alpha=8.0).alpha == 8.0
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        (
+            "adapter={type: bora, init: pissa}",
+            "init pissa belongs to type lora or rslora, got bora",
+        ),
+        ("adapter={init: pissa, from: a.safetensors}", "give init or from, not both"),
+    ],
+)
+def test_pissa_where_it_cannot_be_is_refused(
+    recipe_file: Path, override: str, complaint: str
+) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(recipe_file, [override])
 
 
 def test_targets_and_include_together_are_refused(recipe_file: Path) -> None:

@@ -26,8 +26,8 @@ from sa3lora.adapters.container import (
     read_header,
     tensor_bytes,
 )
+from sa3lora.adapters.effective import effective_weight, round_to, terms_of
 from sa3lora.adapters.files import AdapterFile
-from sa3lora.adapters.fold import effective_weight, round_to, terms_of
 from sa3lora.errors import AdapterError, AdapterMismatchError, ModelError
 
 WEIGHTS = "model.safetensors"

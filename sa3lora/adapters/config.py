@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sa3lora.errors import AdapterError
@@ -26,10 +26,24 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
     "dora-cols-xs": ("M_xs", "magnitude"),
     "bora-xs": ("M_xs", "magnitude_r", "magnitude_c"),
 }
+INITS = ("default", "pissa")
 ADAPTER_TYPES = tuple(TENSORS)
 TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names)
 
 _KNOWN_KEYS = ("rank", "alpha", "adapter_type", "dropout", "include", "exclude")
+
+
+def count_parameters(adapter_type: str, r: int, fan_out: int, fan_in: int) -> int:
+    """Count the trained numbers of one layer."""
+    sizes = {
+        "lora_A": r * fan_in,
+        "lora_B": fan_out * r,
+        "M_xs": r * r,
+        "magnitude": fan_out if "rows" in adapter_type else fan_in,
+        "magnitude_r": fan_out,
+        "magnitude_c": fan_in,
+    }
+    return sum(sizes[name] for name in TENSORS[adapter_type])
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,8 @@ class AdapterConfig:
     """Type, rank and scale of one adapter, and the patterns that chose its sites.
 
     `lora_alpha=None` means `r`, that is a scale of 1. An empty pattern list means the same as none.
-    `extra` keeps the header keys that other programs wrote.
+    `init` is how training starts, `default` or `pissa`; no file holds it. `extra` keeps the header
+    keys that other programs wrote.
     """
 
     type: str = "lora"
@@ -46,6 +61,7 @@ class AdapterConfig:
     lora_dropout: float = 0.0
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    init: str = "default"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +80,15 @@ class AdapterConfig:
         """Factor of the low-rank product of a site whose tensors have this rank."""
         return self.alpha / rank
 
+    def stored(self) -> AdapterConfig:
+        """Give what a file of this adapter says: one that began as PiSSA is plain LoRA there.
+
+        Its rank is twice as large, since what it started from is subtracted, at the same scale.
+        """
+        if self.init == "default":
+            return self
+        return replace(self, r=2 * self.r, lora_alpha=2 * self.alpha, init="default")
+
     def to_json(self) -> str:
         """Write the `lora_config` header string as the official tools read it."""
         alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
@@ -79,14 +104,18 @@ class AdapterConfig:
 
     @classmethod
     def from_section(cls, section: AdapterSection) -> AdapterConfig:
-        """Take what the `adapter` section of a recipe says, presets spelled out as patterns."""
+        """Take what the `adapter` section of a recipe says, presets spelled out as patterns.
+
+        `rslora` is `lora` with another alpha, which files can say.
+        """
         return cls(
-            type=section.type,
+            type="lora" if section.type == "rslora" else section.type,
             r=section.r,
-            lora_alpha=section.lora_alpha,
+            lora_alpha=section.alpha,
             lora_dropout=section.lora_dropout,
             include=_patterns(section.include_patterns()),
-            exclude=_patterns(section.exclude),
+            exclude=_patterns(section.exclude_patterns()),
+            init=section.init,
         )
 
     @classmethod
@@ -125,6 +154,10 @@ def _problems(config: AdapterConfig) -> list[str]:
         problems.append(f"r must be at least 1, got {config.r}")
     if config.lora_alpha is not None and not math.isfinite(config.lora_alpha):
         problems.append(f"lora_alpha must be finite, got {config.lora_alpha}")
+    if config.init not in INITS:
+        problems.append(f"init must be one of {', '.join(INITS)}, got {config.init!r}")
+    elif config.init != "default" and config.type != "lora":
+        problems.append(f"init {config.init} belongs to type lora, got {config.type!r}")
     if not 0.0 <= config.lora_dropout < 1.0:
         problems.append(f"lora_dropout must be in [0, 1), got {config.lora_dropout}")
     return problems

@@ -1,89 +1,50 @@
 """Play adapters at any strengths by folding them into the weights of a model.
 
-    W_effective = W + sum_i  strength_i * delta_i(W)
-
-Every delta is taken of the untouched base weight; the sum is in float32, in the order of content
-hashes, and rounded to the weight's type once. So strength 0 is the base model bit for bit, and the
-order of loading moves no bit.
+Strength 0 is the base model bit for bit, 1 is as trained, and the order of loading moves no bit;
+`effective` has the rule. What an adapter makes of a weight is worked out once and kept, so that
+another strength costs one pass over the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sa3lora.adapters.branch import LowRankBranch
 from sa3lora.adapters.compat import shape_problems
-from sa3lora.adapters.deltas import delta, is_additive, low_rank_factors
+from sa3lora.adapters.deltas import is_additive
+from sa3lora.adapters.effective import (
+    Term,
+    effective_weight,
+    fold_into,
+    fold_officially,
+    round_to,
+    terms_of,
+)
 from sa3lora.adapters.files import AdapterFile
+from sa3lora.adapters.settings import Setting, StackState
 from sa3lora.adapters.sites import find_layers, matrix_shape
+from sa3lora.adapters.writer import FOLDABLE, WeightWriter
 from sa3lora.errors import AdapterError, AdapterMismatchError
 
-# A small change folded into bfloat16 loses up to half of itself to rounding.
-_FOLDABLE = (torch.float16, torch.float32, torch.float64)
+__all__ = [
+    "AdapterStack",
+    "Setting",
+    "StrengthRule",
+    "Term",
+    "effective_weight",
+    "round_to",
+    "terms_of",
+]
 
-
-@dataclass(frozen=True)
-class Term:
-    """One adapter's part in one weight."""
-
-    adapter: AdapterFile
-    site: str
-    strength: float
-
-    @property
-    def sort_key(self) -> tuple[str, float]:
-        """Order of summation: by content, then by strength where one adapter is there twice."""
-        return self.adapter.content_hash, self.strength
-
-    def delta(self, weight: Tensor) -> Tensor:
-        """Give the change at strength 1 of a base weight, float32."""
-        return delta(
-            weight,
-            self.adapter.tensors[self.site],
-            adapter_type=self.adapter.config.type,
-            scale=self.adapter.scale(self.site),
-        )
-
-
-def terms_of(site: str, adapters: Iterable[tuple[AdapterFile, float]]) -> list[Term]:
-    """Collect what acts on a site, in the order of summation; strength 0 does not act."""
-    found = [
-        Term(adapter, site, float(strength))
-        for adapter, strength in adapters
-        if strength != 0.0 and site in adapter.tensors
-    ]
-    return sorted(found, key=lambda term: term.sort_key)
-
-
-def effective_weight(weight: Tensor, terms: Sequence[Term]) -> Tensor:
-    """Sum a base weight and the changes of all terms in float32, not yet rounded."""
-    change = torch.zeros_like(weight, dtype=torch.float32)
-    for term in terms:
-        change += term.strength * term.delta(weight)
-    return weight.detach().float() + change
-
-
-def round_to(effective: Tensor, *, dtype: torch.dtype, site: str) -> Tensor:
-    """Round an effective weight to the type it is stored in.
-
-    Raises:
-        AdapterError: If a value does not fit that type; the message names the site.
-    """
-    rounded = effective.to(dtype)
-    if not torch.isfinite(rounded).all():
-        raise AdapterError(
-            f"the adapters at these strengths overflow {dtype} in {site}. Lower the strengths, "
-            "or use --dtype float32."
-        )
-    return rounded
+StrengthRule = Literal["exact", "official"]
 
 
 class AdapterStack:
-    """Adapters loaded on one model, each with a strength that may change at any time.
+    """Adapters loaded on one model, each with a setting that may change at any time.
 
     The stack writes into the layers of `root`; one stack at a time may own a model. A bfloat16
     layer is left as it is: its low-rank changes run beside it in float32, and types with
@@ -92,26 +53,51 @@ class AdapterStack:
     Args:
         root: Module with children `model` and `conditioners`, or any module with linear layers.
         keep_on: Device for the kept base weights; None keeps them beside the weights.
+        strength_rule: `exact` is this project's; `official` gives what the released tools play:
+            magnitudes at full force at any strength but 0, adapters in the order of loading.
     """
 
-    def __init__(self, root: nn.Module, *, keep_on: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        *,
+        keep_on: torch.device | str | None = None,
+        strength_rule: StrengthRule = "exact",
+    ) -> None:
         """Start without adapters; the model is untouched until one is added."""
+        if strength_rule not in get_args(StrengthRule):
+            raise AdapterError(f"strength_rule must be exact or official, got {strength_rule!r}")
         self._layers = find_layers(root)
-        self._keep_on = keep_on
-        self._adapters: dict[str, AdapterFile] = {}
-        self._strengths: dict[str, float] = {}
-        self._bases: dict[str, Tensor] = {}
-        self._branches: dict[str, LowRankBranch] = {}
+        self._rule = strength_rule
+        fold = fold_into if strength_rule == "exact" else fold_officially
+        self._writer = WeightWriter(self._layers, keep_on=keep_on, fold=fold)
+        self._state = StackState()
+        self._applied: dict[str, list[Term]] = {}
 
     @property
     def names(self) -> list[str]:
         """Names of the loaded adapters, in order of loading."""
-        return list(self._adapters)
+        return list(self._state.adapters)
 
     @property
     def strengths(self) -> dict[str, float]:
-        """Strength of every loaded adapter."""
-        return dict(self._strengths)
+        """Strength of every loaded adapter, in the transformer."""
+        return {name: setting.strength for name, setting in self._state.settings.items()}
+
+    @property
+    def enabled(self) -> bool:
+        """False while `set_enabled` has put all adapters to rest."""
+        return self._state.enabled
+
+    @property
+    def has_intervals(self) -> bool:
+        """Tell whether what acts depends on the noise level."""
+        return any(setting.interval != (0.0, 1.0) for setting in self._state.settings.values())
+
+    @property
+    def bases(self) -> dict[str, Tensor]:
+        """Untouched weights of the layers that something is folded into, by site."""
+        return dict(self._writer.bases)
 
     def adapter(self, name: str) -> AdapterFile:
         """Give a loaded adapter.
@@ -120,50 +106,97 @@ class AdapterStack:
             AdapterError: If there is none of that name.
         """
         self._require([name])
-        return self._adapters[name]
+        return self._state.adapters[name]
 
-    def add(self, adapter: AdapterFile, name: str, *, strength: float = 1.0) -> None:
-        """Load an adapter under a new name and fold it in.
+    def setting(self, name: str) -> Setting:
+        """Give how a loaded adapter acts.
 
         Raises:
-            AdapterError: If the name is taken, the strength is not finite, or the layers' type
+            AdapterError: If there is none of that name.
+        """
+        self._require([name])
+        return self._state.settings[name]
+
+    def add(
+        self,
+        adapter: AdapterFile,
+        name: str,
+        *,
+        strength: float = 1.0,
+        setting: Setting | None = None,
+    ) -> None:
+        """Load an adapter under a new name and fold it in.
+
+        Args:
+            adapter: The adapter.
+            name: Its name in this stack.
+            strength: Its strength everywhere.
+            setting: More than a strength; it then counts instead.
+
+        Raises:
+            AdapterError: If the name is taken, the setting is no valid one, or the layers' type
                 cannot take this adapter.
             AdapterMismatchError: If the model lacks a site or has it in another size.
         """
-        if name in self._adapters:
+        if name in self._state.adapters:
             raise AdapterError(
                 f"an adapter named {name!r} is loaded already (loaded: {', '.join(self.names)}). "
                 "Unload it first, or choose another name."
             )
         self._check_fit(adapter, name)
-        self._adapters[name] = adapter
-        self._strengths[name] = 0.0
-        try:
-            self.set_strengths({name: strength})
-        except AdapterError:
-            del self._adapters[name], self._strengths[name]
-            raise
+        chosen = setting or Setting(strength=float(strength))
+        chosen.check(name, adapter.sites)
+        self._change(self._state.with_adapter(name, adapter, chosen))
+
+    def swap(self, name: str, adapter: AdapterFile) -> None:
+        """Put another adapter in the place of a loaded one, with its setting, in one change.
+
+        Raises:
+            AdapterError: If there is none of that name, or the new one does not go there.
+        """
+        self._require([name])
+        self._check_fit(adapter, name)
+        self._state.settings[name].check(name, adapter.sites)
+        self._change(self._state.with_adapter(name, adapter, self._state.settings[name]))
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
-        """Change some strengths, all at once; adapters not named keep theirs.
+        """Change some strengths everywhere, all at once; adapters not named keep theirs.
 
         Raises:
             AdapterError: If a name is unknown, a strength is not finite, or the result overflows
                 the weights' type; everything is then as before.
         """
         self._require(strengths)
-        for name, strength in strengths.items():
-            if not torch.isfinite(torch.tensor(float(strength))):
-                raise AdapterError(f"the strength of {name!r} must be finite, got {strength}")
-        before = dict(self._strengths)
-        changed = [name for name, value in strengths.items() if before[name] != float(value)]
-        self._strengths.update({name: float(value) for name, value in strengths.items()})
-        try:
-            self._refresh(changed)
-        except AdapterError:
-            self._strengths = before
-            self._refresh(changed)
-            raise
+        settings = self._state.settings
+        self.configure(
+            {
+                name: replace(settings[name], strength=float(value), conditioner_strength=None)
+                for name, value in strengths.items()
+            }
+        )
+
+    def configure(self, settings: Mapping[str, Setting]) -> None:
+        """Change how some adapters act, all at once; adapters not named stay as they are.
+
+        Raises:
+            AdapterError: If a name is unknown, a setting is no valid one, or the result overflows
+                the weights' type; everything is then as before.
+        """
+        self._require(settings)
+        for name, setting in settings.items():
+            setting.check(name, self._state.adapters[name].sites)
+        self._change(replace(self._state, settings={**self._state.settings, **settings}))
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Let all adapters rest, the base being back bit for bit, or act again as they were set."""
+        self._change(replace(self._state, enabled=enabled))
+
+    def at_noise_level(self, noise_level: float | None) -> None:
+        """Let those adapters act whose interval holds a noise level; None lets all of them.
+
+        Weights change only where the border of an interval was passed.
+        """
+        self._change(replace(self._state, noise_level=noise_level))
 
     def remove(self, name: str) -> None:
         """Unload an adapter; what it alone changed is the base again, bit for bit.
@@ -171,19 +204,15 @@ class AdapterStack:
         Raises:
             AdapterError: If there is none of that name.
         """
-        self.set_strengths({name: 0.0})
-        del self._adapters[name], self._strengths[name]
+        self._require([name])
+        self._change(self._state.without(name))
 
     def clear(self) -> None:
         """Unload everything and give the base model back."""
-        for name in self.names:
-            self._strengths[name] = 0.0
-        self._refresh(self.names)
-        self._adapters.clear()
-        self._strengths.clear()
+        self._change(StackState())
 
     def _require(self, names: Iterable[str]) -> None:
-        unknown = [name for name in names if name not in self._adapters]
+        unknown = [name for name in names if name not in self._state.adapters]
         if unknown:
             loaded = ", ".join(self.names) or "none"
             raise AdapterError(
@@ -191,14 +220,14 @@ class AdapterStack:
             )
 
     def _check_fit(self, adapter: AdapterFile, name: str) -> None:
-        weights = {site: _weight(layer) for site, layer in self._layers.items()}
+        weights = {site: layer.get_parameter("weight") for site, layer in self._layers.items()}
         shapes = {site: matrix_shape(weight.shape) for site, weight in weights.items()}
         problems = shape_problems(adapter, shapes)
         if problems:
             raise AdapterMismatchError("\n  ".join([f"{name!r} does not fit", *problems[:8]]))
         if is_additive(adapter.config.type):
             return
-        refused = {weights[site].dtype for site in adapter.sites} - set(_FOLDABLE)
+        refused = {weights[site].dtype for site in adapter.sites} - set(FOLDABLE)
         if refused:
             raise AdapterError(
                 f"{name!r} is {adapter.config.type}: its magnitudes have to be folded into the "
@@ -206,56 +235,24 @@ class AdapterStack:
                 "float16."
             )
 
+    def _change(self, state: StackState) -> None:
+        before = self._state
+        self._state = state
+        try:
+            self._refresh()
+        except AdapterError:
+            self._state = before
+            self._refresh()
+            raise
+
     @torch.no_grad()
-    def _refresh(self, names: Iterable[str]) -> None:
-        sites = sorted({site for name in names for site in self._adapters[name].tensors})
-        pairs = [(self._adapters[name], self._strengths[name]) for name in self._adapters]
-        for site in sites:
-            terms = terms_of(site, pairs)
-            if _weight(self._layers[site]).dtype in _FOLDABLE:
-                self._fold(site, terms)
-            else:
-                self._attach(site, terms)
-
-    def _fold(self, site: str, terms: Sequence[Term]) -> None:
-        weight = _weight(self._layers[site])
-        kept = self._bases.get(site)
-        if kept is not None and kept.dtype != weight.dtype:
-            raise AdapterError(
-                f"the model was cast to {weight.dtype} while adapters were folded into it as "
-                f"{kept.dtype}. Unload them before casting."
-            )
-        if not terms:
-            base = self._bases.pop(site, None)
-            if base is not None:
-                weight.copy_(base)
-            return
-        if site not in self._bases:
-            self._bases[site] = weight.detach().to(self._keep_on or weight.device, copy=True)
-        base = self._bases[site].to(weight.device)
-        effective = effective_weight(base, terms)
-        weight.copy_(round_to(effective, dtype=weight.dtype, site=site))
-
-    def _attach(self, site: str, terms: Sequence[Term]) -> None:
-        branch = self._branches.pop(site, None)
-        if branch is not None:
-            branch.remove()
-        if not terms:
-            return
-        layer = self._layers[site]
-        factors = [
-            low_rank_factors(
-                _weight(layer),
-                term.adapter.tensors[site],
-                adapter_type=term.adapter.config.type,
-                scale=term.strength * term.adapter.scale(site),
-            )
-            for term in terms
-        ]
-        self._branches[site] = LowRankBranch(layer, factors)
-
-
-def _weight(layer: nn.Module) -> nn.Parameter:
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
+    def _refresh(self) -> None:
+        """Bring every layer where something else acts than before to what acts now."""
+        wanted = self._state.acting(in_order=self._rule == "official")
+        self._writer.keep_factors_of(self._state.adapters.values())
+        for site in sorted({*wanted, *self._applied}):
+            terms, was = wanted.get(site, []), self._applied.pop(site, [])
+            if terms:  # known before it is written: a write that fails has to be undone
+                self._applied[site] = terms
+            if [term.sort_key for term in terms] != [term.sort_key for term in was]:
+                self._writer.write(site, terms)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from sa3lora.adapters.config import AdapterConfig
 from sa3lora.errors import AdapterError
 
+_SHOWN = 8
 _RANGE = re.compile(r"\[(\d+)-(\d+)\]")
 
 
@@ -54,6 +55,64 @@ def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     return tuple(weight.shape)
+
+
+def check_layers(layers: Mapping[str, nn.Module], config: AdapterConfig) -> None:
+    """Refuse layers that cannot carry an adapter of this type and rank, every one by name.
+
+    Raises:
+        AdapterError: If a convolution is grouped or dilated, or wider than 1 under magnitudes of
+            columns, or a rank exceeds the smaller side where singular vectors are needed.
+    """
+    odd = [
+        f"{site}: groups {layer.groups}, dilation {layer.dilation[0]}"
+        for site, layer in layers.items()
+        if isinstance(layer, nn.Conv1d) and (layer.groups != 1 or layer.dilation != (1,))
+    ]
+    if odd:
+        raise AdapterError(
+            "\n  ".join(["grouped or dilated convolutions cannot carry an adapter", *odd])
+        )
+    wide = [
+        f"{site}: kernel {layer.kernel_size[0]}"
+        for site, layer in layers.items()
+        if isinstance(layer, nn.Conv1d) and layer.kernel_size != (1,)
+    ]
+    if wide and config.type.startswith(("dora-cols", "bora")):
+        raise AdapterError(
+            "\n  ".join([f"{config.type} scales inputs, which wide convolutions share", *wide])
+            + "\nLeave them out with adapter.exclude, or train dora-rows or lora."
+        )
+    shapes = {site: matrix_shape(_weight_shape(layer)) for site, layer in layers.items()}
+    check_rank(shapes, config)
+
+
+def check_rank(shapes: Mapping[str, tuple[int, int]], config: AdapterConfig) -> None:
+    """Refuse a rank that a layer has not enough singular vectors for.
+
+    Raises:
+        AdapterError: Naming the layers, and the largest rank that all of them allow.
+    """
+    if not config.type.endswith("-xs") and config.init != "pissa":
+        return
+    small = [
+        f"{site}: {fan_out} x {fan_in}"
+        for site, (fan_out, fan_in) in sorted(shapes.items())
+        if min(fan_out, fan_in) < config.r
+    ]
+    if small:
+        largest = min(min(shape) for shape in shapes.values())
+        what = config.type if config.type.endswith("-xs") else "adapter.init pissa"
+        shown = [
+            *small[:_SHOWN],
+            *([f"and {len(small) - _SHOWN} more"] if len(small) > _SHOWN else []),
+        ]
+        raise AdapterError(
+            "\n  ".join(
+                [f"{what} of rank {config.r} needs as many singular vectors as that", *shown]
+            )
+            + f"\nLower adapter.r to {largest}, or leave these layers out with adapter.exclude."
+        )
 
 
 def expand_brackets(pattern: str) -> list[str]:

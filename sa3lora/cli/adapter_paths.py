@@ -1,13 +1,47 @@
-"""`PATH[=STRENGTH]` on the command line."""
+"""`PATH[=STRENGTH][@LO:HI]` on the command line."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from sa3lora.errors import AdapterError, UsageError
 
 _FILE_OF_A_RUN = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class PlayedAdapter:
+    """An adapter file, its strength, and the noise levels that it acts at."""
+
+    path: Path
+    strength: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+def parse_played_path(text: str) -> PlayedAdapter:
+    """Split `PATH[=STRENGTH][@LO:HI]`; the path may hold `=` and `@` itself.
+
+    Raises:
+        UsageError: If the strength is not a finite number, or LO:HI no interval within 0 and 1.
+        AdapterError: If there is no such file.
+    """
+    rest, separator, levels = text.rpartition("@")
+    # An @ in a file's name is no interval: none without a colon, none in the path of a strength.
+    if not separator or ":" not in levels or "/" in levels or Path(text).exists():
+        return PlayedAdapter(*parse_weighted_path(text))
+    low, _, high = levels.partition(":")
+    try:
+        interval = float(low), float(high)
+    except ValueError:
+        interval = math.nan, math.nan
+    if not 0.0 <= interval[0] <= interval[1] <= 1.0:
+        raise UsageError(
+            f"{text}: noise levels must be @LO:HI with 0 <= LO <= HI <= 1, got @{levels}; "
+            "write PATH=0.7@0:0.5"
+        )
+    return PlayedAdapter(*parse_weighted_path(rest), interval)
 
 
 def parse_weighted_path(text: str) -> tuple[Path, float]:

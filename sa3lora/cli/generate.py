@@ -50,8 +50,9 @@ def generate(
         list[str] | None,
         typer.Option(
             "--adapter",
-            metavar="PATH[=STRENGTH]",
-            help="Adapter file or run, with a strength of 1.0; may be repeated.",
+            metavar="PATH[=STRENGTH][@LO:HI]",
+            help="Adapter file or run, with a strength of 1.0, at noise levels LO to HI only "
+            "(default 0:1); may be repeated.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -130,6 +131,7 @@ def generate(
     Examples:
       sa3lora generate "slow waltz on a music box" --duration 20 --seed 1 -o waltz.wav
       sa3lora generate "street organ" --adapter runs/vinyl=0.8 --adapter runs/tape=0.4 -o organ.wav
+      sa3lora generate "street organ" --adapter runs/vinyl=0.8@0:0.5 -o late.wav
       sa3lora generate "soft rain" --inpaint walk.wav --region 4:9 --region 20: -o rain.wav
       sa3lora generate "same, on strings" --init-audio walk.wav --init-noise-level 0.7 -o new.wav
     """  # fmt: skip

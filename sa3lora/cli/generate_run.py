@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sa3lora.cli.adapter_paths import parse_weighted_path
+from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path
 from sa3lora.cli.options import resolve_device, resolve_dtype
 from sa3lora.cli.output import print_json, progress, status
 from sa3lora.errors import UsageError
@@ -30,7 +30,7 @@ class Choices:
 
     prompts: list[str]
     out: Path
-    adapters: list[tuple[Path, float]]
+    adapters: list[PlayedAdapter]
     model: str | None
     durations_s: list[float]
     negative_prompt: str | None
@@ -51,22 +51,14 @@ class Choices:
     dtype: str
 
 
-def parse_adapters(texts: Sequence[str]) -> list[tuple[Path, float]]:
-    """Split each `PATH[=STRENGTH]`.
+def parse_adapters(texts: Sequence[str]) -> list[PlayedAdapter]:
+    """Split each `PATH[=STRENGTH][@LO:HI]`.
 
     Raises:
-        UsageError: If a strength is no number, or an interval of noise levels is asked for.
+        UsageError: If a strength is no number, or an interval not one of noise levels.
         AdapterError: If a file is missing.
     """
-    for text in texts:
-        strength = text.rpartition("=")[2]
-        path = text.removesuffix(f"={strength}")
-        if "@" in strength and not Path(text).exists() and (path != text or ":" in strength):
-            raise UsageError(
-                f"--adapter {text}: noise levels after @ are not supported yet, "
-                "an adapter acts on all of them. Leave out the part from @ on."
-            )
-    return [parse_weighted_path(text) for text in texts]
+    return [parse_played_path(text) for text in texts]
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -151,21 +143,26 @@ def _load(chosen: Choices, *, device: str) -> SA3Pipeline:
     name = chosen.model or _model_of(chosen.adapters)
     dtype = resolve_dtype(chosen.dtype, device=device)
     pipeline = SA3Pipeline.from_pretrained(name, device=device, dtype=dtype)
-    for path, strength in chosen.adapters:
-        pipeline.load_adapter(path, strength=strength, allow_other_base=chosen.allow_other_base)
+    for adapter in chosen.adapters:
+        pipeline.load_adapter(
+            adapter.path,
+            strength=adapter.strength,
+            interval=adapter.interval,
+            allow_other_base=chosen.allow_other_base,
+        )
     return pipeline
 
 
-def _model_of(adapters: Sequence[tuple[Path, float]]) -> str:
+def _model_of(adapters: Sequence[PlayedAdapter]) -> str:
     from sa3lora.adapters.compat import base_name
     from sa3lora.adapters.files import read_adapter
 
-    for path, _ in adapters:
-        if (name := base_name(read_adapter(path))) is not None:
-            status(f"model: {name}, which {path} was trained on")
+    for adapter in adapters:
+        if (name := base_name(read_adapter(adapter.path))) is not None:
+            status(f"model: {name}, which {adapter.path} was trained on")
             return name
     if adapters:
-        raise UsageError(f"{adapters[0][0]} does not tell its base model: pass --model")
+        raise UsageError(f"{adapters[0].path} does not tell its base model: pass --model")
     status("model: tiny, the embedded one; --model names another")
     return "tiny"
 
@@ -276,6 +273,9 @@ def _report(
             "seed": output.seed,
             "sample_rate": output.sample_rate,
             "model": pipeline.source.name,
-            "adapters": [{"path": str(path), "strength": s} for path, s in chosen.adapters],
+            "adapters": [
+                {"path": str(a.path), "strength": a.strength, "interval": list(a.interval)}
+                for a in chosen.adapters
+            ],
         }
     )

@@ -24,21 +24,46 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Adapter file, run, model folder or dataset.")
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Adapter, run, model folder or dataset; or several adapters PATH[=STRENGTH].",
+        ),
     ],
     model: ModelOption = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            "--dataset", metavar="DATASET", help="With several adapters: search their strengths."
+        ),
+    ] = None,
+    tuples: Annotated[
+        int, typer.Option("--tuples", metavar="N", min=1, help="Fixed draws of that search.")
+    ] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what PATH is: type, rank, layers, base, hashes, trigger, licence, and what it changes.
 
-    With --model, an adapter's changes are given relative to the weights of that model.
+    With --model, an adapter's changes are given relative to the weights of that model. Several
+    adapters are compared: energy of their changes, cosine and smallest principal angles between
+    them, and how much they reinforce or cancel each other; with --dataset also the strengths at
+    which the stack's held-out loss is lowest.
 
     Examples:
       sa3lora inspect runs/vinyl/adapter.safetensors
       sa3lora inspect runs/vinyl/adapter.safetensors --model small-music-base --json
+      sa3lora inspect runs/vinyl runs/tape=0.5 --dataset latents/vinyl
       sa3lora inspect latents/vinyl
     """
+    if len(paths) > 1:
+        from sa3lora.cli.conflict_run import show_conflicts
+
+        show_conflicts(paths, model=model, dataset=dataset, num_tuples=tuples, as_json=as_json)
+        return
+    if dataset is not None:
+        raise UsageError("--dataset belongs to several adapters: name two or more")
+    path = Path(paths[0])
     kind, target = kind_of_path(path)
     if model is not None and kind is not Kind.ADAPTER:
         raise UsageError("--model belongs to adapters: leave it out")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sa3lora.adapters.fold import AdapterStack
 from sa3lora.flow.inpaint import regions_to_latent_mask
 from sa3lora.flow.samplers import SAMPLERS, SamplerStep, sample
 from sa3lora.flow.schedules import make_schedule
@@ -22,6 +24,8 @@ from sa3lora.pipeline.guided import Guidance, GuidedVelocity
 from sa3lora.pipeline.inputs import AudioInput, Region, Request, check_regions, fit_audio
 from sa3lora.pipeline.lengths import Lengths, plan_lengths
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
 BASE_STEPS, BASE_GUIDANCE, BASE_SAMPLER = 50, 7.0, "euler"
 FEW_STEPS, FEW_GUIDANCE, FEW_SAMPLER = 8, 1.0, "pingpong"
 
@@ -32,6 +36,7 @@ class Parts(Protocol):
     config: ModelConfig
     device: str
     denoiser: Denoiser
+    stack: AdapterStack
 
     @property
     def autoencoder(self) -> SameAutoencoder:
@@ -153,14 +158,32 @@ def generate(
         if progress is not None:
             progress(step.i + 1, steps)
 
-    latents = sample(
-        velocity, start, schedule=schedule.to(parts.device), sampler=sampler,
-        generator=generator, callback=report,
-    )  # fmt: skip
+    with _in_intervals(parts.stack, velocity) as limited:
+        latents = sample(
+            limited, start, schedule=schedule.to(parts.device), sampler=sampler,
+            generator=generator, callback=report,
+        )  # fmt: skip
     padded = _decode(parts, latents, lengths, generator, settings.official_blocks)
     rate = parts.config.sample_rate
     audio = [padded[i, :, : lengths.cut(i, rate)] for i in range(shape[0])]
     return GenerationOutput(audio, rate, seed, latents.cpu(), padded)
+
+
+@contextmanager
+def _in_intervals(stack: AdapterStack, velocity: GuidedVelocity) -> Iterator[Velocity]:
+    """Let adapters act at their noise levels only while this lasts; all act again afterwards."""
+    if not stack.has_intervals:
+        yield velocity
+        return
+
+    def limited(x: Tensor, t: Tensor) -> Tensor:
+        stack.at_noise_level(float(t[0]))  # clips of a batch share one schedule
+        return velocity(x, t)
+
+    try:
+        yield limited
+    finally:
+        stack.at_noise_level(None)
 
 
 def _velocity(

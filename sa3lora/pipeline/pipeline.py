@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sa3lora.adapters.compat import check_base
 from sa3lora.adapters.files import read_adapter
-from sa3lora.adapters.fold import AdapterStack
+from sa3lora.adapters.fold import AdapterStack, Setting, StrengthRule
 from sa3lora.adapters.sites import site_shapes
 from sa3lora.errors import AdapterError
 from sa3lora.models import (
@@ -42,20 +43,36 @@ class SA3Pipeline:
         dtype: torch.dtype = torch.float32,
         denoiser: Denoiser | None = None,
         text_encoder: TextEncoder | None = None,
+        strength_rule: StrengthRule = "exact",
     ) -> None:
-        """Wrap a model; parts that are not given load on first use."""
+        """Wrap a model; parts that are not given load on first use.
+
+        Args:
+            source: The model.
+            device: Where to compute.
+            dtype: Of the weights.
+            denoiser: Transformer and conditioners that are loaded already.
+            text_encoder: Stands in for the model's.
+            strength_rule: `exact`, or `official` for what the released tools play: see
+                `AdapterStack`.
+        """
         self.source = source
         self.config = source.config
         self.device = device
         self.dtype = dtype
         self.denoiser = denoiser or source.load_denoiser(device=device, dtype=dtype)
-        self.stack = AdapterStack(self.denoiser)
+        self.stack = AdapterStack(self.denoiser, strength_rule=strength_rule)
         if text_encoder is not None:
             self.text_encoder = text_encoder
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, *, device: str = "auto", dtype: torch.dtype | None = None
+        cls,
+        name_or_path: str,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        strength_rule: StrengthRule = "exact",
     ) -> SA3Pipeline:
         """Load by registry name, local folder or Hub id.
 
@@ -63,13 +80,15 @@ class SA3Pipeline:
             name_or_path: As `resolve_model` takes it.
             device: cuda, mps, cpu, or the best of them.
             dtype: Of the weights; float16 on CUDA and float32 elsewhere by default.
+            strength_rule: As the constructor takes it.
         """
         if device == "auto":
             mps = "mps" if torch.backends.mps.is_available() else "cpu"
             device = "cuda" if torch.cuda.is_available() else mps
         if dtype is None:
             dtype = torch.float16 if device == "cuda" else torch.float32
-        return cls(resolve_model(name_or_path), device=device, dtype=dtype)
+        source = resolve_model(name_or_path)
+        return cls(source, device=device, dtype=dtype, strength_rule=strength_rule)
 
     @cached_property
     def autoencoder(self) -> SameAutoencoder:
@@ -92,9 +111,24 @@ class SA3Pipeline:
         *,
         adapter_name: str | None = None,
         strength: float = 1.0,
+        conditioner_strength: float | None = None,
+        skip_layers: Sequence[str] = (),
+        interval: tuple[float, float] = (0.0, 1.0),
         allow_other_base: bool = False,
+        hotswap: bool = False,
     ) -> str:
         """Add an adapter file to the stack and return its name.
+
+        Args:
+            path: The file.
+            adapter_name: Name in the stack; by default that of the file or its run.
+            strength: 0 is the base model, 1 is as trained.
+            conditioner_strength: In the conditioners, where it is to differ.
+            skip_layers: Patterns of layers to leave alone, as in `adapter.exclude`.
+            interval: Noise levels at which it acts in the transformer, from 0 to 1.
+            allow_other_base: Accept one that was trained on another model, if its shapes fit.
+            hotswap: Take the place of the loaded adapter `adapter_name`, with the setting that it
+                has; the other arguments then do not count.
 
         Raises:
             AdapterError: If the file is broken, does not fit, or the name is taken.
@@ -102,13 +136,17 @@ class SA3Pipeline:
         """
         adapter = read_adapter(path)
         name = adapter_name or _free_name(Path(path), self.stack.names)
-        if name in self.stack.names:
+        if name in self.stack.names and not hotswap:
             raise AdapterError(f"there is an adapter named {name!r} already; give another name")
         check_base(
             adapter, name=self.source.name, dit_hash=self.source.dit_hash,
             shapes=site_shapes(self.denoiser), label=str(path), allow_other=allow_other_base,
         )  # fmt: skip
-        self.stack.add(adapter, name, strength=strength)
+        if hotswap:
+            self.stack.swap(name, adapter)
+            return name
+        setting = Setting(strength, conditioner_strength, tuple(skip_layers), interval)
+        self.stack.add(adapter, name, setting=setting)
         return name
 
     def set_adapters(self, names: Sequence[str], strengths: Sequence[float]) -> None:
@@ -118,9 +156,45 @@ class SA3Pipeline:
         wanted = dict.fromkeys(self.stack.names, 0.0) | dict(zip(names, strengths, strict=True))
         self.stack.set_strengths(wanted)
 
+    def set_strength(
+        self, adapter_name: str, strength: float, *, conditioner_strength: float | None = None
+    ) -> None:
+        """Set the strength of one adapter; in the conditioners too, unless they get their own."""
+        setting = self.stack.setting(adapter_name)
+        changed = replace(setting, strength=strength, conditioner_strength=conditioner_strength)
+        self.stack.configure({adapter_name: changed})
+
+    def limit_adapter(
+        self,
+        adapter_name: str,
+        *,
+        skip_layers: Sequence[str] = (),
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Keep one adapter out of some layers or to some noise levels; defaults lift that."""
+        setting = self.stack.setting(adapter_name)
+        changed = replace(setting, skip_layers=tuple(skip_layers), interval=interval)
+        self.stack.configure({adapter_name: changed})
+
+    def disable_adapters(self) -> None:
+        """Play the base model until `enable_adapters`; strengths are kept."""
+        self.stack.set_enabled(False)
+
+    def enable_adapters(self) -> None:
+        """Let the adapters act again as they were set."""
+        self.stack.set_enabled(True)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Take adapters off the stack; the base comes back bit for bit."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in names:
+            self.stack.adapter(name)  # all are known, or none is removed
+        for name in names:
+            self.stack.remove(name)
+
     def unload_adapter(self, adapter_name: str) -> None:
-        """Take an adapter off the stack; the base comes back bit for bit."""
-        self.stack.remove(adapter_name)
+        """Take one adapter off the stack."""
+        self.delete_adapters(adapter_name)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str], durations_s: Sequence[float]) -> Conditioning:

@@ -3,6 +3,7 @@
 from sa3lora.probe.draws import Draws, StepLoss, draw_step, loss_of_draws
 from sa3lora.probe.paired import PairedDifference, paired_difference
 from sa3lora.probe.probe_set import ProbeItem, ProbeSet
+from sa3lora.probe.strengths import StrengthSearch, search_strengths
 
 __all__ = [
     "Draws",
@@ -10,7 +11,9 @@ __all__ = [
     "ProbeItem",
     "ProbeSet",
     "StepLoss",
+    "StrengthSearch",
     "draw_step",
     "loss_of_draws",
     "paired_difference",
+    "search_strengths",
 ]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sa3lora.adapters.config import AdapterConfig
-from sa3lora.adapters.sites import select_sites, site_shapes
+from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.sites import check_rank, select_sites, site_shapes
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
@@ -65,20 +65,23 @@ def make_plan(
     """Work out what a run will do, without loading any weights.
 
     Raises:
-        AdapterError: If the adapter's patterns select nothing.
+        AdapterError: If the adapter's patterns select nothing, or its rank does not fit a layer.
     """
     with torch.device("meta"):
         denoiser = Denoiser(source.config)
     shapes = site_shapes(denoiser)
-    sites = select_sites(shapes, AdapterConfig.from_section(recipe.adapter))
-    num_parameters = sum(recipe.adapter.r * sum(shapes[site]) for site in sites)
+    adapter = AdapterConfig.from_section(recipe.adapter)
+    sites = select_sites(shapes, adapter)
+    check_rank({site: shapes[site] for site in sites}, adapter)
+    num_parameters = sum(count_parameters(adapter.type, adapter.r, *shapes[site]) for site in sites)
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     batches = batch_statistics(data, world_size=world_size)
     rows = {
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
         "adapter": (
-            f"{recipe.adapter.type}, r {recipe.adapter.r}, alpha {recipe.adapter.alpha:g}: "
+            f"{recipe.adapter.type}, r {adapter.r}, alpha {adapter.alpha:g}"
+            f"{', starting from PiSSA' if adapter.init == 'pissa' else ''}: "
             f"{len(sites)} of {len(shapes)} layers, {num_parameters:,} trainable parameters "
             f"({num_parameters * 4 / 1e6:.1f} MB)"
         ),

@@ -69,13 +69,8 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     Raises:
         RecipeError: If the recipe asks for what this version cannot train.
         DatasetError: If there is no dataset, or it belongs to another model.
-        AdapterError: If the adapter's patterns select nothing.
+        AdapterError: If the adapter's patterns select nothing, or its rank does not fit a layer.
     """
-    if recipe.adapter.type != "lora":
-        raise RecipeError(
-            f"adapter.type: {recipe.adapter.type} can be loaded and merged, but training it is "
-            "not supported yet; this version trains lora"
-        )
     if not source.dit_hash:
         raise RecipeError(
             f"model: {source.name} is an autoencoder alone and cannot be trained. Name a model "

@@ -182,11 +182,6 @@ def test_an_adapter_that_is_not_there_is_named(root):
         export_adapter(root)
 
 
-def test_types_that_cannot_be_trained_yet_are_refused(root):
-    with pytest.raises(AdapterError, match="bora cannot be trained yet"):
-        inject_adapter(root, AdapterConfig(type="bora"))
-
-
 def test_a_grouped_convolution_is_refused_by_name():
     root = nn.ModuleDict({"conv": nn.Conv1d(4, 4, 1, groups=2), "linear": nn.Linear(4, 4)})
     with pytest.raises(AdapterError, match="conv: groups 2, dilation 1"):

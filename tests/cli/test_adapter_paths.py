@@ -1,6 +1,6 @@
 import pytest
 
-from sa3lora.cli.adapter_paths import parse_weighted_path
+from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path, parse_weighted_path
 from sa3lora.errors import AdapterError, UsageError
 
 
@@ -41,3 +41,23 @@ def test_what_is_not_there_is_named(tmp_path):
         parse_weighted_path(f"{tmp_path}/nowhere.safetensors=1")
     with pytest.raises(AdapterError, match=r"is a folder without adapter.safetensors"):
         parse_weighted_path(str(tmp_path))
+
+
+def test_noise_levels_follow_the_strength(adapter):
+    assert parse_played_path(str(adapter)) == PlayedAdapter(adapter)
+    late = PlayedAdapter(adapter, 0.5, (0.0, 0.25))
+    assert parse_played_path(f"{adapter}=0.5@0:0.25") == late
+    assert parse_played_path(f"{adapter.parent}@0.2:1") == PlayedAdapter(adapter, 1.0, (0.2, 1.0))
+
+
+def test_a_path_may_hold_an_at_sign(tmp_path):
+    path = tmp_path / "me@home.safetensors"
+    path.write_bytes(b"x")
+    assert parse_played_path(str(path)) == PlayedAdapter(path)
+    assert parse_played_path(f"{path}=0.5@0:1") == PlayedAdapter(path, 0.5)
+
+
+@pytest.mark.parametrize("levels", ["0.8:0.2", "0:2", "-1:0", "a:b", "0:", ":1", "nan:1"])
+def test_noise_levels_that_are_none_are_wrong_usage(adapter, levels):
+    with pytest.raises(UsageError, match="must be @LO:HI with 0 <= LO <= HI <= 1, got @"):
+        parse_played_path(f"{adapter}=0.5@{levels}")

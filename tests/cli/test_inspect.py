@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from sa3lora.adapters.files import AdapterFile, read_adapter, write_adapter
 from sa3lora.adapters.header import build_metadata
 from sa3lora.cli.main import main
@@ -82,3 +84,41 @@ def test_what_is_not_known_is_wrong_usage(tmp_path, capsys):
 def test_a_model_is_only_for_adapters(small_model, capsys):
     assert main(["inspect", str(small_model), "--model", "tiny"]) == 2
     assert "--model belongs to adapters" in capsys.readouterr().err
+
+
+def test_several_adapters_give_a_conflict_report(small_model, capsys):
+    path = small_model / "adapter_lora.safetensors"
+    told = inspect(capsys, path, f"{path}=-1")
+    assert told["totals"][0]["cosine"] == pytest.approx(1.0)
+    assert told["totals"][0]["interference"] == pytest.approx(-1.0)
+    assert len(told["layers"]) == 31
+    assert told["layers"][0]["relative"] is None
+    assert told["search"] is None
+
+
+def test_a_dataset_finds_the_best_strengths_of_a_stack(small_model, make_latents, tmp_path, capsys):
+    root = make_latents(tmp_path / "latents")
+    paths = [small_model / f"adapter_{name}.safetensors" for name in ("lora", "bora")]
+    options = ("--model", small_model, "--dataset", root, "--tuples", "4")
+    told = inspect(capsys, *paths, *options)
+    search = told["search"]
+    losses = {tuple(entry["strengths"]): entry["loss"] for entry in search["tried"]}
+    assert losses[tuple(search["best"])] == min(losses.values())
+    assert search["loss_as_given"] == losses[1.0, 1.0]
+    assert search["against_base"]["num_tuples"] == 4
+    both = [layer for layer in told["layers"] if layer["pairs"]]
+    assert both
+    assert all(0.0 < share < 2.0 for layer in both for share in layer["relative"])
+    assert main(["inspect", *map(str, (*paths, *options))]) == 0
+    out = capsys.readouterr().out
+    assert "best strengths:" in out
+    assert "1 and 2: cosine" in out
+    assert "self_attn.to_qkv" in out
+
+
+def test_conflicts_that_need_base_weights_ask_for_the_model(small_model, capsys):
+    paths = [str(small_model / f"adapter_{name}.safetensors") for name in ("lora", "bora")]
+    assert main(["inspect", *paths]) == 2
+    assert "pass --model" in capsys.readouterr().err
+    assert main(["inspect", paths[0], "--dataset", "x"]) == 2
+    assert "--dataset belongs to several adapters" in capsys.readouterr().err

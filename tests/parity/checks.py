@@ -18,6 +18,7 @@ from sa3lora.flow.timesteps import trunc_logit_normal_q
 from sa3lora.models.blocks import decode_official, encode_official
 from sa3lora.models.same import SameAutoencoder
 from sa3lora.pipeline import Guidance, GuidedVelocity, SA3Pipeline
+from tests.parity import adapters
 from tests.parity.case import Case
 
 
@@ -210,6 +211,6 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     for check in (
         autoencoder, autoencoder_in_official_blocks, autoencoder_noise, conditioners, transformer,
         transformer_with_padding, guidance, guidance_with_padding, samplers, generation, timesteps,
-        shifts, coupling, loss,
+        shifts, coupling, loss, *adapters.checks(),
     )
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa3lora.adapters.files import read_adapter
 from sa3lora.adapters.inject import adapter_parameters
-from sa3lora.errors import DatasetError, RecipeError, RunError
+from sa3lora.errors import AdapterError, DatasetError, RecipeError, RunError
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
@@ -214,7 +214,7 @@ def test_training_goes_on_from_an_adapter_file(
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("adapter.type=bora", RecipeError, "adapter.type: bora .* not supported yet"),
+        ("adapter={type: bora-xs, r: 20}", AdapterError, "Lower adapter.r to 12"),
         ("train.dtype=float16", RecipeError, "train.dtype: float16 loses small gradients"),
         ("data.root=null", RecipeError, "data.root: the recipe names no dataset"),
         ("data.root=nowhere", DatasetError, "there is no folder nowhere"),
