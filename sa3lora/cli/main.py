@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from sa3lora import __version__
-from sa3lora.cli import demo, evaluate, generate, merge, models, prep, train, validate
+from sa3lora.cli import convert, demo, evaluate, generate, merge, models, prep, train, validate
 from sa3lora.cli import inspect as inspect_verb
 from sa3lora.errors import Sa3LoraError, UsageError
 
@@ -25,6 +25,7 @@ _VERBS: tuple[Callable[[typer.Typer], None], ...] = (
     generate.register,
     evaluate.register,
     merge.register,
+    convert.register,
     inspect_verb.register,
     validate.register,
     models.register,
