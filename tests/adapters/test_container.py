@@ -4,6 +4,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sa3lora.adapters.container import encode, read_header, write_file, write_stream
 from sa3lora.errors import AdapterError
@@ -83,3 +85,27 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x")
     with pytest.raises(AdapterError, match="is no regular file"):
         read_header(tmp_path / "x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=200, database=None)
+@given(head=st.dictionaries(st.text(max_size=4), JSON), tail=st.binary(max_size=64))
+def test_whatever_a_header_says_it_is_a_table_or_an_error(tmp_path_factory, head, tail):
+    text = json.dumps(head).encode("utf-8", "surrogatepass")
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + tail)
+    try:
+        header = read_header(path)
+    except AdapterError:
+        return
+    stored = sum(entry.end - entry.start for entry in header.entries.values())
+    assert header.data_start + stored == path.stat().st_size
