@@ -5,5 +5,5 @@ Everything here follows one rule for any number of adapters and any strengths:
 
     W_effective = W + sum_i  strength_i * delta_i(W)
 
-Only this package imports peft, and only `inject` does so.
+Only this package imports peft.
 """

@@ -7,6 +7,7 @@ The result loads like an official one: same tensor names, shapes and order, same
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -21,13 +22,16 @@ from torch import Tensor
 from sa3lora.adapters.container import (
     DTYPES,
     Header,
-    encode_header,
+    copy_tensor,
+    encode_named_header,
     load_tensor,
     read_header,
-    tensor_bytes,
+    tensor_view,
 )
-from sa3lora.adapters.effective import effective_weight, round_to, terms_of
+from sa3lora.adapters.effective import Term, effective_weight, round_to, terms_of
 from sa3lora.adapters.files import AdapterFile
+from sa3lora.adapters.methods import Method, merged_change
+from sa3lora.adapters.weights import checkpoint_key
 from sa3lora.errors import AdapterError, AdapterMismatchError, ModelError
 
 WEIGHTS = "model.safetensors"
@@ -50,12 +54,6 @@ class MergeReport:
     worst_site: str | None
 
 
-def checkpoint_key(site: str) -> str:
-    """Give the key of a site's weight in a full checkpoint."""
-    prefix = "conditioner." if site.startswith("conditioners.") else "model."
-    return f"{prefix}{site}.weight"
-
-
 def merge_into_checkpoint(
     adapters: Sequence[tuple[AdapterFile, float]],
     base: Path,
@@ -63,6 +61,7 @@ def merge_into_checkpoint(
     out: Path,
     card: str,
     dtype: torch.dtype | None = None,
+    method: Method | None = None,
     overwrite: bool = False,
 ) -> MergeReport:
     """Write `out`, the model folder `base` with all adapters merged in at their strengths.
@@ -78,6 +77,7 @@ def merge_into_checkpoint(
         out: Folder to write; it appears complete or not at all.
         card: Text of its README.md.
         dtype: Type of changed weights; None keeps that of the base file.
+        method: How the changes are put together; None sums them up, as a stack does.
         overwrite: Replace an existing `out`.
 
     Raises:
@@ -92,7 +92,13 @@ def merge_into_checkpoint(
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
-        report = _write_weights(adapters, base / WEIGHTS, out=temporary / WEIGHTS, dtype=dtype)
+        report = _write_weights(
+            adapters,
+            base / WEIGHTS,
+            out=temporary / WEIGHTS,
+            dtype=dtype,
+            method=method or Method(),
+        )
         _copy_rest(base, temporary)
         (temporary / CARD).write_text(card, encoding="utf-8")
         _replace_folder(temporary, out)
@@ -125,45 +131,54 @@ def _write_weights(
     *,
     out: Path,
     dtype: torch.dtype | None,
+    method: Method,
 ) -> MergeReport:
     header = read_header(source)
     sites = {checkpoint_key(site): site for adapter, _ in adapters for site in adapter.tensors}
     missing = sorted(site for key, site in sites.items() if key not in header.entries)
     if missing:
         raise AdapterMismatchError("\n  ".join([f"{source} has no such layers", *missing[:8]]))
-    changed = {key: site for key, site in sites.items() if terms_of(site, adapters)}
+    terms = {key: found for key, site in sites.items() if (found := terms_of(site, adapters))}
+    stored = {key: dtype or _dtype(header, key) for key in terms}
     order = sorted(header.entries, key=lambda key: header.entries[key].start)
-    table = {
-        key: (
-            dtype if dtype and key in changed else _dtype(header, key),
-            header.entries[key].shape,
-        )
-        for key in order
-    }
     worst, worst_site = 0.0, None
     with open(source, "rb") as reader, open(out, "xb") as writer:
-        writer.write(encode_header(table, header.metadata))
+        writer.write(_header(header, order, stored=stored))
         for key in order:
+            if key not in terms:
+                copy_tensor(reader, header, key, writer=writer)
+                continue
             weight = load_tensor(reader, header, key)
-            if key in changed:
-                site = changed[key]
-                weight, loss = _merge_weight(weight, adapters, site=site, dtype=table[key][0])
-                worst, worst_site = max((worst, worst_site), (loss, site), key=lambda pair: pair[0])
-            writer.write(tensor_bytes(weight))
+            merged, loss = _merge_weight(weight, terms[key], dtype=stored[key], method=method)
+            pair = (worst, worst_site), (loss, sites[key])
+            worst, worst_site = max(pair, key=lambda found: found[0])
+            writer.write(tensor_view(merged))
         _sync(writer)
-    return MergeReport(len(changed), worst, worst_site)
+    return MergeReport(len(terms), worst, worst_site)
+
+
+def _header(header: Header, order: list[str], *, stored: Mapping[str, torch.dtype]) -> bytes:
+    """Give the header of the base with other types where weights change."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    typed, sizes = {}, {}
+    for key in order:
+        entry = header.entries[key]
+        changed = stored.get(key)
+        typed[key] = (names[changed] if changed else entry.dtype, entry.shape)
+        size = entry.end - entry.start
+        sizes[key] = changed.itemsize * math.prod(entry.shape) if changed else size
+    return encode_named_header(typed, sizes, header.metadata)
 
 
 @torch.no_grad()
 def _merge_weight(
-    weight: Tensor,
-    adapters: Sequence[tuple[AdapterFile, float]],
-    *,
-    site: str,
-    dtype: torch.dtype,
+    weight: Tensor, terms: Sequence[Term], *, dtype: torch.dtype, method: Method
 ) -> tuple[Tensor, float]:
-    exact = effective_weight(weight, terms_of(site, adapters))
-    rounded = round_to(exact, dtype=dtype, site=site)
+    if method.name == "sum":
+        exact = effective_weight(weight, terms)
+    else:
+        exact = weight.float() + merged_change(weight, terms, method)
+    rounded = round_to(exact, dtype=dtype, site=terms[0].site)
     change = torch.linalg.vector_norm(exact - weight.float())
     lost = torch.linalg.vector_norm(rounded.float() - exact)
     return rounded, float(lost / change) if change > 0 else 0.0

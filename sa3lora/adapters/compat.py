@@ -60,11 +60,13 @@ def check_base(
         raise AdapterMismatchError(_shape_message(f"{label}{origin}", name, problems=problems))
     if relation == "same":
         return relation
-    if adapter.config.type.endswith("-xs") and trained_on and not allow_other:
+    needs_bases = adapter.config.type.endswith("-xs") and not adapter.has_bases
+    if needs_bases and trained_on and not allow_other:
         raise AdapterMismatchError(
             f"{label} is {adapter.config.type}, trained on {trained_on}, and holds no bases: on "
-            f"{name} its numbers would act in other directions. Load {trained_on}, or pass "
-            "--allow-other-base to use it all the same."
+            f"{name} its numbers would act in other directions. Load {trained_on}, or make a file "
+            f"that carries them: sa3lora convert FILE --to sa3 --model {trained_on} --with-bases. "
+            "--allow-other-base uses it all the same."
         )
     origin = f"was trained on {trained_on}" if trained_on else "does not name its base"
     _LOGGER.warning("%s %s, used on %s: %s", label, origin, name, relation)
@@ -126,6 +128,8 @@ def shape_problems(adapter: AdapterFile, shapes: Mapping[str, tuple[int, int]]) 
             "magnitude_r": (fan_out,),
             "magnitude_c": (fan_in,),
             "magnitude": (fan_out if "rows" in adapter.config.type else fan_in,),
+            "U": (fan_out, adapter.rank(site)),
+            "V": (fan_in, adapter.rank(site)),
         }
         for tensor, value in adapter.tensors[site].items():
             shape = tuple(value.shape)

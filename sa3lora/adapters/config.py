@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sa3lora.adapters.limits import pattern_problem
 from sa3lora.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 }
 INITS = ("default", "pissa")
 ADAPTER_TYPES = tuple(TENSORS)
-TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names)
+# What an `-xs` file may carry beside them: the singular vectors its M_xs acts in.
+BASES = ("U", "V")
+TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names) | set(BASES)
 
 _KNOWN_KEYS = ("rank", "alpha", "adapter_type", "dropout", "include", "exclude")
 
@@ -127,14 +130,18 @@ class AdapterConfig:
         """
         alpha = header.get("alpha")
         if alpha is not None and not _is_number(alpha):
-            raise AdapterError(f"lora_config.alpha must be a number, got {alpha!r}")
+            raise AdapterError(f"lora_config.alpha must be a number, got {_short(alpha)}")
         dropout = header.get("dropout", 0.0)
         if not _is_number(dropout):
-            raise AdapterError(f"lora_config.dropout must be a number, got {dropout!r}")
+            raise AdapterError(f"lora_config.dropout must be a number, got {_short(dropout)}")
         for key in ("include", "exclude"):
             value = header.get(key)
             if value is not None and not _is_string_list(value):
-                raise AdapterError(f"lora_config.{key} must be a list of strings, got {value!r}")
+                raise AdapterError(
+                    f"lora_config.{key} must be a list of strings, got {_short(value)}"
+                )
+            if problem := pattern_problem(key, value or ()):
+                raise AdapterError(problem)
         return cls(
             type=adapter_type,
             r=r,
@@ -169,7 +176,15 @@ def _patterns(value: Any) -> tuple[str, ...] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tell numbers from all else; an integer that no float can hold is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 1 << 1000
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _is_string_list(value: Any) -> bool:

@@ -33,7 +33,10 @@ def low_rank_factors(
     """
     if adapter_type.endswith("-xs"):
         middle = tensors["M_xs"].to(weight.device, torch.float32)
-        left, right = svd_basis(weight, middle.shape[0])
+        if "U" in tensors:  # carried in the file, for another base or another machine
+            left, right = (tensors[name].to(weight.device, torch.float32) for name in ("U", "V"))
+        else:
+            left, right = svd_basis(weight, middle.shape[0])
         return right.T.contiguous(), left @ (scale * middle)
     down = tensors["lora_A"].to(weight.device, torch.float32)
     up = tensors["lora_B"].to(weight.device, torch.float32)

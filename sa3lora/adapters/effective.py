@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa3lora.adapters.deltas import Factors, factors_of, trained_weight
+from sa3lora.adapters.deltas import Factors, delta, factors_of, trained_weight
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.errors import AdapterError
 
@@ -36,6 +36,15 @@ class Term:
     def sort_key(self) -> tuple[str, float]:
         """Order of summation: by content, then by strength where one adapter is there twice."""
         return self.adapter.content_hash, self.strength
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """Give the change at strength 1 of a base weight, float32."""
+        return delta(
+            weight,
+            self.adapter.tensors[self.site],
+            adapter_type=self.adapter.config.type,
+            scale=self.adapter.scale(self.site),
+        )
 
     def factors(self, weight: Tensor) -> Factors:
         """Give the parts of the trained weight for this base weight."""

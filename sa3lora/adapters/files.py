@@ -5,30 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sa3lora.adapters.config import TENSORS, AdapterConfig
-from sa3lora.adapters.container import MEND, encode, load_tensor, read_header, tensor_bytes
+from sa3lora.adapters.config import BASES, TENSORS, AdapterConfig
+from sa3lora.adapters.container import load_tensor, tensor_bytes, write_file
+from sa3lora.adapters.foreign import foreign_source, is_foreign
 from sa3lora.adapters.layout import Axis, Layout, key_of, resolve_layout
+from sa3lora.adapters.peft_read import CONFIG_NAME, WEIGHTS_NAME, is_peft_folder, peft_source
+from sa3lora.adapters.pickled import read_pickle
+from sa3lora.adapters.sources import CONFIG_KEY, FLOATS, AdapterSource, open_table
 from sa3lora.errors import AdapterError
-from sa3lora.runs import write_bytes_atomic
 
-CONFIG_KEY = "lora_config"
+_LOGGER = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 20
-# What torch.load raises on bytes that are no pickle depends on the bytes.
-_UNPICKLING = (
-    pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError, TypeError,
-    AttributeError, AssertionError, OverflowError,
-)  # fmt: skip
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 SiteTensors = dict[str, Tensor]
 
@@ -54,6 +50,11 @@ class AdapterFile:
         tensors = self.tensors[site]
         return (tensors["M_xs"] if "M_xs" in tensors else tensors["lora_A"]).shape[0]
 
+    @property
+    def has_bases(self) -> bool:
+        """Whether an `-xs` adapter carries the singular vectors it was trained in, everywhere."""
+        return all("U" in tensors for tensors in self.tensors.values())
+
     def scale(self, site: str) -> float:
         """Factor of the low-rank product at one site: alpha / rank."""
         return self.config.scale(self.rank(site))
@@ -78,65 +79,100 @@ class AdapterFile:
 def read_adapter(path: str | os.PathLike[str], *, legacy_axis: Axis | None = None) -> AdapterFile:
     """Read an adapter of any of the eight types, refusing whatever is not exactly one.
 
-    `.safetensors` files may come from this project or the released tools, with or without header.
-    A `.ckpt` is unpickled with tensors and plain containers allowed and nothing else.
+    A `.safetensors` file may come from this project, the released tools (with or without header),
+    kohya or ComfyUI; a folder from PEFT, for our model or for diffusers'. A `.ckpt` is unpickled
+    with tensors and plain containers allowed and nothing else. How a file was understood that does
+    not say everything itself is logged.
 
     Args:
-        path: The file.
+        path: The file or folder.
         legacy_axis: What magnitudes scale in an old file that does not say: "rows" or "cols".
 
     Raises:
         AdapterError: Listing every unknown, missing, misshapen or non-finite tensor.
     """
     file = Path(path)
-    adapter, problems = _read(file, legacy_axis)
-    if adapter is None:
-        raise AdapterError(_listing(file, problems))
-    return adapter
-
-
-def _read(file: Path, legacy_axis: Axis | None) -> tuple[AdapterFile | None, list[str]]:
-    load = _load_safetensors if file.suffix == ".safetensors" else _load_pickle
-    header, metadata, stored = load(file)
-    shapes = {key: tuple(tensor.shape) for key, tensor in stored.items()}
-    layout, problems = resolve_layout(header, shapes, legacy_axis=legacy_axis)
+    source = _open(file)
+    layout, config, problems = _check(source, legacy_axis)
+    stored = {} if problems else source.load()
     problems += _value_problems(stored)
-    if problems or layout is None:
-        return None, problems
-    try:
-        config = AdapterConfig.from_header(header, adapter_type=layout.type, r=layout.r)
-    except AdapterError as error:
-        return None, [str(error)]
-    return AdapterFile(config, _place(stored, layout), metadata), []
+    if problems or layout is None or config is None:
+        raise AdapterError(_listing(file, problems))
+    for note in _notes(source, layout):
+        _LOGGER.info("%s: %s", file, note)
+    return AdapterFile(config, _place(stored, layout), source.metadata)
 
 
 def validate_adapter(path: str | os.PathLike[str], *, check_values: bool = False) -> list[str]:
-    """List every problem of an adapter file; an empty list means `read_adapter` takes it.
+    """List every problem of an adapter; an empty list means `read_adapter` takes it.
 
-    Only the header is read, unless `check_values` asks for the search of non-finite values.
+    Only headers are read, unless `check_values` asks for the search of non-finite values.
     """
-    file = Path(path)
     try:
-        if file.suffix != ".safetensors":
-            return _read(file, None)[1]
-        problems = _header_problems(file)
-        return _read(file, None)[1] if check_values and not problems else problems
+        source = _open(Path(path))
+        _, _, problems = _check(source, None)
+        return _value_problems(source.load()) if check_values and not problems else problems
     except AdapterError as error:
         return [str(error)]
 
 
-def _header_problems(file: Path) -> list[str]:
-    table = read_header(file)
-    header, _ = _split_metadata(file, table.metadata)
+def _open(file: Path) -> AdapterSource:
+    if file.is_dir():
+        if not is_peft_folder(file):
+            raise AdapterError(
+                f"{file}: is a folder without {CONFIG_NAME}. Name an adapter file or a PEFT folder."
+            )
+        return peft_source(file)
+    if file.name == WEIGHTS_NAME and (file.parent / CONFIG_NAME).is_file():
+        return peft_source(file.parent)
+    if file.suffix != ".safetensors":
+        header, tensors = read_pickle(file)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        return AdapterSource(header, {}, shapes, lambda: tensors)
+    header, metadata, table = open_table(file)
+    if is_foreign(table.entries):
+        return foreign_source(file, metadata, table)
+
+    def load() -> dict[str, Tensor]:
+        with open(file, "rb") as stream:
+            return {key: load_tensor(stream, table, key) for key in table.entries}
+
     shapes = {key: entry.shape for key, entry in table.entries.items()}
-    layout, problems = resolve_layout(header, shapes)
-    problems += _dtype_problems({key: entry.dtype for key, entry in table.entries.items()})
-    if layout is not None:
-        try:
-            AdapterConfig.from_header(header, adapter_type=layout.type, r=layout.r)
-        except AdapterError as error:
-            problems.append(str(error))
-    return problems
+    dtypes = {key: entry.dtype for key, entry in table.entries.items()}
+    return AdapterSource(header, metadata, shapes, load, dtypes)
+
+
+def _check(
+    source: AdapterSource, legacy_axis: Axis | None
+) -> tuple[Layout | None, AdapterConfig | None, list[str]]:
+    """Check everything that can be known without reading a tensor."""
+    layout, problems = resolve_layout(source.header, source.shapes, legacy_axis=legacy_axis)
+    problems = [*source.problems, *problems]
+    problems += [
+        f"{key}: must be floating point ({', '.join(FLOATS)}), got {name}"
+        for key, name in sorted(source.dtypes.items())
+        if name not in FLOATS
+    ]
+    if layout is None:
+        return None, None, problems
+    try:
+        header = dict(source.header)
+        config = AdapterConfig.from_header(header, adapter_type=layout.type, r=layout.r)
+    except AdapterError as error:
+        return layout, None, [*problems, str(error)]
+    return layout, config, problems
+
+
+def _notes(source: AdapterSource, layout: Layout) -> list[str]:
+    notes = list(source.notes)
+    told = source.header.get("adapter_type")
+    if told is None or "rank" not in source.header:
+        notes.append(
+            f"does not say what it is; its tensors are those of {layout.type}, rank {layout.r}"
+        )
+    elif told != layout.type:
+        notes.append(f"calls its type {told!r}; its tensors are those of {layout.type}")
+    return notes
 
 
 def write_adapter(
@@ -164,7 +200,7 @@ def write_adapter(
     if problems:
         raise AdapterError(_listing(file, problems))
     metadata = {**adapter.metadata, CONFIG_KEY: adapter.config.to_json()}
-    write_bytes_atomic(file, encode(tensors, metadata))
+    write_file(file, tensors, metadata)
 
 
 def flat_tensors(adapter: AdapterFile) -> dict[str, Tensor]:
@@ -178,61 +214,6 @@ def _flatten(tensors: Mapping[str, SiteTensors]) -> Iterator[tuple[str, Tensor]]
             yield key_of(site, name), tensors[site][name]
 
 
-def _load_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
-    table = read_header(file)
-    header, metadata = _split_metadata(file, table.metadata)
-    problems = _dtype_problems({key: entry.dtype for key, entry in table.entries.items()})
-    if problems:
-        raise AdapterError(_listing(file, problems))
-    with open(file, "rb") as stream:
-        stored = {key: load_tensor(stream, table, key) for key in table.entries}
-    return header, metadata, stored
-
-
-def _load_pickle(file: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
-    if not file.is_file():
-        reason = (
-            "is a folder. Name a file in it" if file.is_dir() else "no such file. Check the path"
-        )
-        raise AdapterError(f"{file}: {reason}.")
-    if file.stat().st_size == 0:
-        raise AdapterError(f"{file}: 0 bytes. {MEND}")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except _UNPICKLING as error:
-        # What torch says is left out: it advises to open the file without its guard.
-        raise AdapterError(
-            f"{file}: not a checkpoint of plain tensors, and nothing else is opened. "
-            "Name an adapter, NAME.safetensors or a .ckpt of the released tools."
-        ) from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    header = content.get(CONFIG_KEY) or {} if isinstance(content, dict) else {}
-    if not isinstance(state, dict) or not isinstance(header, dict):
-        raise AdapterError(f"{file}: must hold a dict with state_dict and lora_config. {MEND}")
-    strange = [f"{key}: not a tensor" for key, v in state.items() if not isinstance(v, Tensor)]
-    strange += [
-        f"{key}: must be floating point, got {value.dtype}"
-        for key, value in state.items()
-        if isinstance(value, Tensor) and not value.is_floating_point()
-    ]
-    if strange:
-        raise AdapterError(_listing(file, strange))
-    return header, {}, {str(key): value for key, value in state.items()}
-
-
-def _split_metadata(
-    file: Path, strings: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    text = strings.get(CONFIG_KEY, "{}")
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise AdapterError(f"{file}: header string {CONFIG_KEY} is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise AdapterError(f"{file}: header string {CONFIG_KEY} must be a JSON object, got {text}")
-    return header, {key: value for key, value in strings.items() if key != CONFIG_KEY}
-
-
 def _place(stored: Mapping[str, Tensor], layout: Layout) -> dict[str, SiteTensors]:
     placed: dict[str, SiteTensors] = {}
     for key, (site, name) in layout.places.items():
@@ -240,17 +221,11 @@ def _place(stored: Mapping[str, Tensor], layout: Layout) -> dict[str, SiteTensor
         if name.startswith("magnitude"):
             tensor = tensor.reshape(-1)
         placed.setdefault(site, {})[name] = tensor.contiguous()
+    order = (*TENSORS[layout.type], *BASES)
     return {
-        site: {name: placed[site][name] for name in TENSORS[layout.type]} for site in sorted(placed)
+        site: {name: placed[site][name] for name in order if name in placed[site]}
+        for site in sorted(placed)
     }
-
-
-def _dtype_problems(dtypes: Mapping[str, str]) -> list[str]:
-    return [
-        f"{key}: must be floating point ({', '.join(_FLOATS)}), got {name}"
-        for key, name in sorted(dtypes.items())
-        if name not in _FLOATS
-    ]
 
 
 def _value_problems(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -18,11 +18,8 @@ from sa3lora.adapters.compat import shape_problems
 from sa3lora.adapters.deltas import is_additive
 from sa3lora.adapters.effective import (
     Term,
-    effective_weight,
     fold_into,
     fold_officially,
-    round_to,
-    terms_of,
 )
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.adapters.settings import Setting, StackState
@@ -30,15 +27,7 @@ from sa3lora.adapters.sites import find_layers, matrix_shape
 from sa3lora.adapters.writer import FOLDABLE, WeightWriter
 from sa3lora.errors import AdapterError, AdapterMismatchError
 
-__all__ = [
-    "AdapterStack",
-    "Setting",
-    "StrengthRule",
-    "Term",
-    "effective_weight",
-    "round_to",
-    "terms_of",
-]
+__all__ = ["AdapterStack", "Setting", "StrengthRule"]
 
 StrengthRule = Literal["exact", "official"]
 

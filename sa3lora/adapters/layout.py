@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sa3lora.adapters.config import TENSOR_NAMES, TENSORS
+from sa3lora.adapters.config import BASES, TENSOR_NAMES, TENSORS
+from sa3lora.adapters.limits import MAX_RANK, is_name
 
 Axis = Literal["rows", "cols"]
 Shape = tuple[int, ...]
@@ -74,7 +75,9 @@ def _group(shapes: Mapping[str, Shape]) -> tuple[dict[str, Site], list[str]]:
     for key in sorted(shapes):
         parts = key.split(".")
         known = len(parts) > 4 and parts[-4:-2] == ["parametrizations", "weight"]
-        if not known or not parts[-2].isdigit() or parts[-1] not in TENSOR_NAMES:
+        digits = parts[-2] if len(parts) > 4 else ""
+        known = known and digits.isascii() and digits.isdigit() and parts[-1] in TENSOR_NAMES
+        if not known or not is_name(key):
             problems.append(f"{key}: not an adapter tensor")
             continue
         site = ".".join(parts[:-4])
@@ -91,10 +94,10 @@ def _group(shapes: Mapping[str, Shape]) -> tuple[dict[str, Site], list[str]]:
 def _resolve_type(
     given: Any, sites: Mapping[str, Site], legacy_axis: Axis | None
 ) -> tuple[str | None, str]:
-    if given in TENSORS:
-        return str(given), ""
+    if isinstance(given, str) and given in TENSORS:
+        return given, ""
     if given not in (None, "dora"):
-        return None, f"adapter_type {given!r} is none of {', '.join(TENSORS)}"
+        return None, f"adapter_type {str(given)[:80]!r} is none of {', '.join(TENSORS)}"
     names = set().union(*(set(group) for group in sites.values()))
     stem = "-xs" if "M_xs" in names else ""
     if names & {"magnitude_r", "magnitude_c"}:
@@ -117,9 +120,10 @@ def _magnitude_axis(group: Site) -> Axis | None:
     shape = group["magnitude"][1] if "magnitude" in group else ()
     if len(shape) == 2 and shape[0] != shape[1]:
         return "cols" if shape[0] == 1 else "rows"
-    if len(shape) != 1 or "lora_A" not in group or "lora_B" not in group:
+    down, up = (group[name][1] if name in group else () for name in ("lora_A", "lora_B"))
+    if len(shape) != 1 or not down or not up:
         return None
-    fan_out, fan_in = group["lora_B"][1][0], group["lora_A"][1][-1]
+    fan_out, fan_in = up[0], down[-1]
     if fan_out == fan_in:
         return None
     return "rows" if shape[0] == fan_out else "cols" if shape[0] == fan_in else None
@@ -129,6 +133,8 @@ def _site_problems(
     site: str, tensors: Site, *, adapter_type: str, ranks: dict[str, int]
 ) -> list[str]:
     expected = TENSORS[adapter_type]
+    if adapter_type.endswith("-xs") and tensors.keys() & set(BASES):
+        expected = (*expected, *BASES)
     missing = [key_of(site, name) for name in expected if name not in tensors]
     extra = [tensors[name][0] for name in tensors if name not in expected]
     problems = [f"{key}: missing, {adapter_type} needs it" for key in missing]
@@ -141,18 +147,35 @@ def _site_problems(
         if len(shape[name]) != 2 or 0 in shape[name]:
             return [f"{tensors[name][0]}: must be a matrix, got {shape[name]}"]
     first = shape[low_rank[0]]
+    if first[0] > MAX_RANK:
+        return [f"{site}: rank {first[0]} is above {MAX_RANK}"]
     if first[0] != shape[low_rank[-1]][1]:
         return [f"{site}: ranks differ, {' and '.join(f'{n} {shape[n]}' for n in low_rank)}"]
     ranks[site] = first[0]
     fans: tuple[int | None, int | None] = (None, None)
     if "lora_A" in shape:
         fans = shape["lora_B"][0], shape["lora_A"][1]
-    for name in expected[len(low_rank) :]:
+    if "U" in shape:
+        for name in BASES:
+            if len(shape[name]) != 2 or shape[name][1] != first[0] or 0 in shape[name]:
+                return [f"{tensors[name][0]}: must be n x {first[0]}, got {shape[name]}"]
+        fans = shape["U"][0], shape["V"][0]
+    return _magnitude_problems(tensors, fans=fans, adapter_type=adapter_type)
+
+
+def _magnitude_problems(
+    tensors: Site, *, fans: tuple[int | None, int | None], adapter_type: str
+) -> list[str]:
+    problems = []
+    for name in TENSORS[adapter_type]:
+        if not name.startswith("magnitude"):
+            continue
+        shape = tensors[name][1]
         rows = name == "magnitude_r" or (name == "magnitude" and "rows" in adapter_type)
-        if not _is_vector(shape[name], rows=rows, length=fans[0] if rows else fans[1]):
+        if not _is_vector(shape, rows=rows, length=fans[0] if rows else fans[1]):
             side = "fan_out" if rows else "fan_in"
             wanted = side if fans[0] is None else f"{side} = {fans[0] if rows else fans[1]}"
-            problems.append(f"{tensors[name][0]}: must have {wanted} values, got {shape[name]}")
+            problems.append(f"{tensors[name][0]}: must have {wanted} values, got {shape}")
     return problems
 
 
@@ -170,8 +193,8 @@ def _global_rank(given: Any, ranks: Mapping[str, int]) -> tuple[int | None, list
         return None, []
     if given is None:
         return max(found), []
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        return None, [f"lora_config.rank must be a positive integer, got {given!r}"]
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= MAX_RANK:
+        return None, [f"lora_config.rank must be a positive integer, got {str(given)[:40]!r}"]
     if len(found) == 1 and found != {given}:
         return None, [f"lora_config.rank is {given}, but its tensors have rank {found.pop()}"]
     return given, []

@@ -9,6 +9,10 @@ from pathlib import Path
 from sa3lora.errors import AdapterError, UsageError
 
 _FILE_OF_A_RUN = "adapter.safetensors"
+# Of a PEFT folder, or of one for each model of diffusers.
+_PEFT_SETTINGS = tuple(
+    f"{part}adapter_config.json" for part in ("", "transformer/", "conditioner/")
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def parse_played_path(text: str) -> PlayedAdapter:
 def parse_weighted_path(text: str) -> tuple[Path, float]:
     """Split `PATH=STRENGTH`; without a strength it is 1. The path may hold `=` itself.
 
-    A run folder stands for the adapter in it.
+    A run folder stands for the adapter in it, a PEFT folder for itself.
 
     Raises:
         UsageError: If the strength is not a finite number.
@@ -55,7 +59,7 @@ def parse_weighted_path(text: str) -> tuple[Path, float]:
     """
     path, separator, number = text.rpartition("=")
     if not separator or Path(text).exists():
-        return _adapter_file(Path(text)), 1.0
+        return adapter_file(Path(text)), 1.0
     try:
         strength = float(number)
     except ValueError:
@@ -64,18 +68,28 @@ def parse_weighted_path(text: str) -> tuple[Path, float]:
         ) from None
     if not math.isfinite(strength):
         raise UsageError(f"{text}: the strength must be finite, got {number}; write PATH=0.7")
-    return _adapter_file(Path(path)), strength
+    return adapter_file(Path(path)), strength
 
 
-def _adapter_file(path: Path) -> Path:
+def is_peft_folder(path: Path) -> bool:
+    """Tell whether a folder is one PEFT adapter, or one for each model of diffusers."""
+    return any((path / name).is_file() for name in _PEFT_SETTINGS)
+
+
+def adapter_file(path: Path) -> Path:
+    """Give what to read for a path: the adapter of a run folder, else the path itself.
+
+    Raises:
+        AdapterError: If there is no such file, or a folder holds no adapter.
+    """
     if path == Path():  # an empty argument, or nothing before the =
         raise UsageError("an adapter has no path: give PATH or PATH=STRENGTH")
     if path.is_dir():
-        if not (path / _FILE_OF_A_RUN).is_file():
-            raise AdapterError(
-                f"{path} is a folder without {_FILE_OF_A_RUN}. Name an adapter file."
-            )
-        return path / _FILE_OF_A_RUN
+        if (path / _FILE_OF_A_RUN).is_file():
+            return path / _FILE_OF_A_RUN
+        if is_peft_folder(path):
+            return path
+        raise AdapterError(f"{path} is a folder without {_FILE_OF_A_RUN}. Name an adapter file.")
     if not path.is_file():
         raise AdapterError(f"{path}: no such file. Check the path.")
     return path

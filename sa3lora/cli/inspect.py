@@ -115,7 +115,7 @@ def _adapter_facts(path: Path, adapter: AdapterFile) -> dict[str, Any]:
         "alpha": config.alpha,
         "layers": len(adapter.sites),
         "parameters": sum(tensor.numel() for tensor in tensors),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()),
         "include": None if config.include is None else list(config.include),
         "exclude": None if config.exclude is None else list(config.exclude),
         "base": base_name(adapter),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
+from sa3lora.cli.adapter_paths import is_peft_folder
 from sa3lora.errors import UsageError
 
 
@@ -51,9 +52,11 @@ def _kind_of_folder(path: Path) -> tuple[Kind, Path]:
         return Kind.DATASET, path
     if (path / "adapter.safetensors").is_file():
         return Kind.ADAPTER, path / "adapter.safetensors"
+    if is_peft_folder(path):
+        return Kind.ADAPTER, path
     if (path / "recipe.yaml").is_file():
         return Kind.RECIPE, path / "recipe.yaml"
     raise UsageError(
-        f"{path} is neither a model folder (model_config.json), a dataset (dataset.json) nor a run "
-        "(recipe.yaml). Name one of these."
+        f"{path} is neither a model folder (model_config.json), a dataset (dataset.json), a run "
+        "(recipe.yaml) nor a PEFT adapter (adapter_config.json). Name one of these."
     )

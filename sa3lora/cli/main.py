@@ -13,7 +13,21 @@ import typer
 from typer.core import TyperCommand
 
 from sa3lora import __version__
-from sa3lora.cli import demo, evaluate, generate, merge, models, prep, train, validate
+from sa3lora.cli import (
+    card,
+    convert,
+    demo,
+    evaluate,
+    extract,
+    generate,
+    merge,
+    models,
+    prep,
+    resize,
+    train,
+    validate,
+    verify,
+)
 from sa3lora.cli import inspect as inspect_verb
 from sa3lora.errors import Sa3LoraError, UsageError
 
@@ -25,6 +39,11 @@ _VERBS: tuple[Callable[[typer.Typer], None], ...] = (
     generate.register,
     evaluate.register,
     merge.register,
+    convert.register,
+    resize.register,
+    extract.register,
+    card.register,
+    verify.register,
     inspect_verb.register,
     validate.register,
     models.register,

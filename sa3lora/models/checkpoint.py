@@ -107,6 +107,15 @@ def read_tensors(path: Path, keys: Mapping[str, str]) -> Iterator[tuple[str, Ten
             yield name, file.get_tensor(key)
 
 
+def stream_tensors(path: Path, keys: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what `read_tensors` does, letting go of each tensor's part of the file at once.
+
+    An open file stays mapped into memory as far as it was read: all of it, in the end.
+    """
+    for key, name in keys.items():
+        yield from read_tensors(path, {key: name})
+
+
 def fill(
     module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, device: str, dtype: torch.dtype
 ) -> None:
@@ -126,5 +135,5 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.float().contiguous().numpy().tobytes())
+        digest.update(tensor.float().contiguous().numpy().data)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from sa3lora.models.checkpoint import (
     hash_tensors,
     read_inventory,
     read_tensors,
+    stream_tensors,
 )
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.config_parse import load_config
@@ -68,13 +69,13 @@ class ModelSource:
         if not self._denoiser_keys:
             return ""
         by_name = dict(sorted(self._denoiser_keys.items(), key=lambda item: item[1]))
-        return hash_tensors(read_tensors(self.weights_path, by_name))
+        return hash_tensors(stream_tensors(self.weights_path, by_name))
 
     @cached_property
     def ae_hash(self) -> str:
         """Identity of the autoencoder: latents of equal `ae_hash` are interchangeable."""
         by_name = dict(sorted(self._autoencoder_keys.items(), key=lambda item: item[1]))
-        return hash_tensors(read_tensors(self.weights_path, by_name))
+        return hash_tensors(stream_tensors(self.weights_path, by_name))
 
     def load_denoiser(self, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
         """Load transformer and conditioners, frozen.

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from sa3lora.adapters import checkpoint
 from sa3lora.adapters.checkpoint import checkpoint_key, merge_into_checkpoint
+from sa3lora.adapters.container import read_header
 from sa3lora.adapters.files import read_adapter
 from sa3lora.adapters.fold import AdapterStack
 from sa3lora.errors import AdapterError, AdapterMismatchError, ModelError
@@ -64,6 +65,27 @@ def test_everything_but_adapted_weights_is_the_base(base, pairs, tmp_path):
     assert resolve_model(str(out)).ae_hash == resolve_model(str(base)).ae_hash
     text = resolve_model(str(out)).load_text_encoder()
     assert text.text_hash == resolve_model(str(base)).load_text_encoder().text_hash
+
+
+def test_untouched_tensors_keep_their_very_bytes(base, pairs, tmp_path):
+    """Also what is no number, and types that torch cannot read here."""
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    key = "pretransform.model.bottleneck.bias"
+    tensors[key] = torch.full_like(tensors[key], float("nan"))
+    save_file(tensors, weights, {"format": "pt"})
+    merge_into_checkpoint(pairs, base, out=tmp_path / "merged", card="")
+    before, after = read_header(weights), read_header(tmp_path / "merged" / "model.safetensors")
+    changed = {checkpoint_key(site) for adapter, _ in pairs for site in adapter.tensors}
+    assert list(before.entries) == list(after.entries)
+    old, new = weights.read_bytes(), (tmp_path / "merged" / "model.safetensors").read_bytes()
+    for name, entry in before.entries.items():
+        other = after.entries[name]
+        same = (
+            old[before.data_start + entry.start : before.data_start + entry.end]
+            == new[after.data_start + other.start : after.data_start + other.end]
+        )
+        assert same == (name not in changed)
 
 
 def test_strength_zero_writes_the_very_same_weights(base, pairs, tmp_path):

@@ -92,8 +92,8 @@ def test_nothing_to_merge_is_refused(make_adapter):
         merge_adapters([(make_adapter(), 0.0)])
 
 
-def test_types_with_magnitudes_are_refused(make_adapter):
-    with pytest.raises(AdapterError, match=r"got dora-rows; any type merges .* with --into-base"):
+def test_types_with_magnitudes_ask_for_the_base(make_adapter):
+    with pytest.raises(AdapterError, match=r"dora-rows and lora do together; .* or --into-base"):
         merge_adapters([(make_adapter(), 1.0), (make_adapter("dora-rows"), 1.0)])
 
 

@@ -34,6 +34,43 @@ def test_an_adapter_becomes_a_checkpoint(small_model, lora, tmp_path, capsys):
     assert str(small_model) not in card
 
 
+def test_magnitudes_merge_exactly_on_their_base(small_model, lora, tmp_path, capsys):
+    dora = small_model / "adapter_dora-rows-xs.safetensors"
+    out = tmp_path / "one.safetensors"
+    command = ["merge", f"{lora}=0.5", f"{dora}=0.8", "-o", str(out), "--model", str(small_model)]
+    assert main(command) == 0
+    assert "one dora-rows of rank 6, 31 layers" in capsys.readouterr().err
+    merged = read_adapter(out)
+    assert (merged.config.type, merged.config.r) == ("dora-rows", 6)
+
+
+@pytest.mark.parametrize("method", ["sum", "ties", "dare"])
+def test_any_types_merge_at_a_rank_with_the_loss_told(small_model, lora, tmp_path, capsys, method):
+    bora = small_model / "adapter_bora.safetensors"
+    out = tmp_path / "one.safetensors"
+    options = ["--rank", "4", "--method", method, "--model", str(small_model)]
+    assert main(["merge", str(lora), str(bora), "-o", str(out), *options]) == 0
+    captured = capsys.readouterr()
+    assert f"the nearest lora of rank 4 ({method})" in captured.err
+    assert captured.out.count("%") == 31
+    assert read_adapter(out).config.r == 4
+    assert (
+        main(["merge", str(lora), "-o", str(out), *options[:2], *options[-2:], "--force", "--json"])
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["lost_energy"] < 1e-9
+    assert len(result["lost_energy_by_layer"]) == 31
+
+
+def test_ties_goes_into_a_checkpoint_too(small_model, lora, tmp_path, capsys):
+    out = tmp_path / "full"
+    options = ["--into-base", "--method", "ties", "--density", "0.3", "--model", str(small_model)]
+    assert main(["merge", str(lora), f"{lora}=0.5", "-o", str(out), *options]) == 0
+    assert "31 weights of small changed" in capsys.readouterr().err
+    assert resolve_model(str(out)).dit_hash != resolve_model(str(small_model)).dit_hash
+
+
 def test_nothing_is_replaced_unless_asked(lora, tmp_path, capsys):
     out = tmp_path / "one.safetensors"
     out.write_bytes(b"mine")
@@ -51,8 +88,12 @@ def test_nothing_is_replaced_unless_asked(lora, tmp_path, capsys):
         (["{folder}/empty.safetensors"], 1, "empty.safetensors: 0 bytes"),
         (["{lora}=x"], 2, "the strength must be a number, got 'x'"),
         (["{lora}=0"], 1, "nothing to merge: every strength is 0"),
-        (["{lora}", "{bora}"], 1, "only plain lora adapters merge into one file, got bora"),
-        (["{lora}", "--model", "tiny"], 2, "--model and --store belong to --into-base"),
+        (["{lora}", "{bora}"], 1, "no one adapter does what bora and lora do together"),
+        (["{lora}", "--store", "float32"], 2, "--store belongs to --into-base"),
+        (["{lora}", "--method", "ties"], 2, "--method ties makes full changes: pass --rank R"),
+        (["{lora}", "--rank", "2"], 2, "does not tell its base model: pass --model"),
+        (["{lora}", "--rank", "2", "--into-base"], 2, "exclude each other"),
+        (["{lora}", "--rank", "2", "--density", "0"], 2, "above 0 and at most 1, got 0.0"),
         (["{lora}", "--into-base"], 2, "does not tell its base model: pass --model"),
         (["{lora}", "--into-base", "--model", "nowhere"], 1, "ModelError: there is no model"),
     ],
