@@ -34,13 +34,13 @@ def draw_plan(rng: np.random.Generator, *, timbre: str | None = None, single: bo
         name = timbre or str(rng.choice(list(TIMBRES)))
         roles = TIMBRES[name].roles
         role = roles[int(rng.integers(len(roles)))]
-        parts = [Part(name, role, pan=float(rng.uniform(-0.4, 0.4)))]
+        parts = [Part(name, role, pan=float(rng.uniform(-0.3, 0.3)))]
         genre = ""  # a solo belongs to no genre that one could hear
     else:
         genre = str(rng.choice(list(_GENRES)))
         parts = _arrange(genre, rng)
     swing = float(rng.choice([0.12, 0.16])) if genre == "jazz" else 0.0
-    chances = [0.1, 0.3, 0.6] if genre in ("ambient", "church") else [0.6, 0.3, 0.1]
+    chances = [0.3, 0.3, 0.4] if genre in ("ambient", "church") else [0.7, 0.22, 0.08]
     reverb = str(rng.choice(["dry", "room", "hall"], p=chances))
     return Plan(key, tempo, density, tuple(parts), genre, swing, reverb)
 
@@ -49,7 +49,7 @@ def _arrange(genre: str, rng: np.random.Generator) -> list[Part]:
     leads, backing, drum_chance = _GENRES[genre]
     lead = str(rng.choice(leads))
     roles = [role for role in TIMBRES[lead].roles if role != "chords"]
-    pan = float(rng.uniform(0.1, 0.6) * rng.choice([-1, 1]))
+    pan = float(rng.uniform(0.1, 0.35) * rng.choice([-1, 1]))
     parts = [Part(lead, str(rng.choice(roles)), pan, float(rng.uniform(0.9, 1.2)))]
     others = [name for name in backing if name != lead]
     if rng.random() < 0.8:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sa3lora.tiny import drums
+from sa3lora.tiny.grid import TICK_S, snap_time
 from sa3lora.tiny.theory import BEATS_PER_BAR, PROGRESSIONS, Key, into_register
 from sa3lora.tiny.timbres import TIMBRES
 
@@ -285,6 +286,7 @@ def compose(plan: Plan, rng: np.random.Generator, *, duration_s: float) -> list[
         notes += _ending(plan, part, [n.pitch for n in notes], last_beat, length)
         for note in notes:
             held = min(note.length, last_beat - note.beat) if note.beat < last_beat else note.length
-            start = swung(note.beat, plan.swing)
-            events.append(Event(start * beat_s, held * beat_s, note.pitch, note.velocity, index))
+            start_s = snap_time(swung(note.beat, plan.swing) * beat_s)
+            held_s = max(TICK_S, snap_time(held * beat_s - TICK_S / 2))
+            events.append(Event(start_s, held_s, note.pitch, note.velocity, index))
     return sorted(events, key=lambda e: (e.onset_s, e.part, e.pitch))

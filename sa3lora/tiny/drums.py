@@ -39,7 +39,7 @@ def _body(number: int, t: Signal, noise: Signal) -> Signal:
     if number == LOW_TOM:
         return _sweep(t, 160.0, 92.0, rate=18.0) * np.exp(-9 * t)
     if number == RIDE:
-        ping = np.sin(2 * np.pi * 3150 * t) + np.sin(2 * np.pi * 4420 * t)
+        ping = np.sin(2 * np.pi * 2500 * t) + np.sin(2 * np.pi * 3250 * t)
         return np.asarray(
             0.1 * ping * np.exp(-9 * t) + 0.08 * _bright(noise) * np.exp(-12 * t), dtype=np.float32
         )
@@ -49,10 +49,10 @@ def _body(number: int, t: Signal, noise: Signal) -> Signal:
     return sound
 
 
-def render_drum(number: int, *, velocity: float, sample_rate: int, seed: int) -> Signal:
-    """Render one stroke, (N,), fading to zero at its end."""
+def render_drum(number: int, *, velocity: float, sample_rate: int) -> Signal:
+    """Render one stroke, (N,), fading to zero at its end; a drum always sounds the same."""
     t = time_axis(round(LENGTH_S[number] * sample_rate), sample_rate)
-    noise = lowpassed_noise(t.size, np.random.default_rng(seed), smooth=1)
+    noise = lowpassed_noise(t.size, np.random.default_rng(number), smooth=1)
     fade = np.clip(t / 0.001, 0, 1) * np.clip((LENGTH_S[number] - t) / 0.02, 0, 1)
     sound: Signal = (_body(number, t, noise) * fade * velocity).astype(np.float32)
     return sound

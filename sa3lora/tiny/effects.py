@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import butter, sosfilt
+from scipy.signal import butter, sosfiltfilt
 
 from sa3lora.tiny.oscillators import Signal
 
 
 def lowpass(audio: Signal, cutoff_hz: float, *, sample_rate: int) -> Signal:
-    """Dull everything above the cutoff (fourth order Butterworth)."""
-    sos = butter(4, cutoff_hz, fs=sample_rate, output="sos")
-    return np.asarray(sosfilt(sos, audio, axis=1), dtype=np.float32)
+    """Dull everything above the cutoff (second order Butterworth, there and back).
 
-
-def wow(audio: Signal, *, rate_hz: float, depth_s: float, sample_rate: int) -> Signal:
-    """Let the pitch drift as on a worn tape: a delay that swings by `depth_s`."""
-    n = np.arange(audio.shape[1], dtype=np.float64)
-    swing = 0.5 * (1 - np.cos(2 * np.pi * rate_hz * n / sample_rate))
-    position = np.maximum(n - depth_s * sample_rate * swing, 0)
-    return np.stack([np.interp(position, n, side) for side in audio]).astype(np.float32)
+    No phase moves: a dull tone is on the synthesiser's grid as a bright one is.
+    """
+    sos = butter(2, cutoff_hz, fs=sample_rate, output="sos")
+    return np.asarray(sosfiltfilt(sos, audio, axis=1), dtype=np.float32)
 
 
 def hiss(audio: Signal, rng: np.random.Generator, *, level_db: float) -> Signal:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sa3lora.tiny.grid import SWAY_HZ, snap_hz
+
 Signal = NDArray[np.float32]
 MAX_HARMONICS = 40
-# Share of the sample rate that harmonics may reach.
-BAND = 0.46
+# Highest frequency of all music: what the few numbers of a token can still carry.
+BAND_HZ = 3500.0
 
 
 def time_axis(num_samples: int, sample_rate: int) -> Signal:
@@ -22,22 +24,38 @@ def phase(
     hz: float,
     t: Signal,
     *,
-    vibrato_hz: float = 0.0,
+    start_s: float = 0.0,
     vibrato_cents: float = 0.0,
     vibrato_delay_s: float = 0.2,
 ) -> Signal:
-    """Give the phase of a tone in radians, with vibrato that swells after its delay."""
-    angle = 2 * np.pi * hz * t.astype(np.float64)
+    """Give the phase of a tone in radians, with vibrato that swells after its delay.
+
+    Args:
+        hz: Its frequency, moved to the grid.
+        t: Seconds since the note began.
+        start_s: When the note began; phases count from the start of the piece.
+        vibrato_cents: Depth of the vibrato.
+        vibrato_delay_s: How long the note stays still.
+    """
+    hz = snap_hz(hz)
+    clock = t.astype(np.float64) + start_s
+    angle = 2 * np.pi * hz * clock
     if vibrato_cents > 0:
-        depth = hz * (2 ** (vibrato_cents / 1200) - 1) / vibrato_hz
+        depth = hz * (2 ** (vibrato_cents / 1200) - 1) / SWAY_HZ
         swell = np.clip((t - vibrato_delay_s) / 0.25, 0, 1)
-        angle -= depth * swell * (np.cos(2 * np.pi * vibrato_hz * t) - 1)
+        angle -= depth * swell * np.cos(2 * np.pi * SWAY_HZ * clock)
     return np.remainder(angle, 2 * np.pi).astype(np.float32)
+
+
+def sway(t: Signal, *, start_s: float = 0.0) -> Signal:
+    """Give a slow sine between -1 and 1 at the rate of every vibrato, for tremolos."""
+    sound: Signal = np.sin(2 * np.pi * SWAY_HZ * (t + start_s)).astype(np.float32)
+    return sound
 
 
 def harmonic_numbers(hz: float, sample_rate: int) -> NDArray[np.float64]:
     """Number the harmonics of a tone that stay below the band limit."""
-    count = int(np.clip(BAND * sample_rate / hz, 1, MAX_HARMONICS))
+    count = int(np.clip(min(BAND_HZ, 0.46 * sample_rate) / hz, 1, MAX_HARMONICS))
     return np.arange(1, count + 1, dtype=np.float64)
 
 
@@ -66,12 +84,14 @@ def partials(
     amplitudes: Sequence[float],
     decays: Sequence[float],
     sample_rate: int,
+    start_s: float = 0.0,
 ) -> Signal:
     """Sum decaying sine partials at any ratios; those above the band limit are left out."""
     total = np.zeros_like(t)
     for ratio, amplitude, decay in zip(ratios, amplitudes, decays, strict=True):
-        if hz * ratio < BAND * sample_rate:
-            total += amplitude * np.sin(phase(hz * ratio, t)) * np.exp(-decay * t)
+        if hz * ratio < min(BAND_HZ, 0.46 * sample_rate):
+            wave = np.sin(phase(hz * ratio, t, start_s=start_s))
+            total += amplitude * wave * np.exp(-decay * t)
     return total
 
 

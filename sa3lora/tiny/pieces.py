@@ -72,7 +72,7 @@ def make_piece(
         return _styled(seed, style, rng, duration_s=duration_s, sample_rate=sample_rate)
     plan = draw_plan(rng, timbre=timbre, single=single)
     events = compose(plan, rng, duration_s=duration_s)
-    audio = mix(events, plan.parts, duration_s=duration_s, sample_rate=sample_rate, seed=seed)
+    audio = mix(events, plan.parts, duration_s=duration_s, sample_rate=sample_rate)
     audio = room(audio, plan.reverb, sample_rate=sample_rate)
     description = describe(plan)
     caption = write_caption(description, np.random.default_rng([seed, 1]))
@@ -135,9 +135,7 @@ def _styled(
 ) -> Piece:
     made = STYLES[style]
     score = made.write(rng, duration_s)
-    audio = mix(
-        score.events, score.parts, duration_s=duration_s, sample_rate=sample_rate, seed=seed
-    )
+    audio = mix(score.events, score.parts, duration_s=duration_s, sample_rate=sample_rate)
     description = Description(
         instruments=made.instruments,
         tempo_bpm=score.tempo_bpm,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,25 +100,3 @@ def export_clap(model: TinyClap, folder: Path) -> None:
     write_json_atomic(folder / "config.json", config_to_dict(model.config))
     write_bytes_atomic(folder / "tokenizer.json", model.tokenizer.to_str(pretty=True).encode())
     write_bytes_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-
-
-def main() -> None:
-    """Train, export and measure from the command line."""
-    from sa3lora.tiny.measure_clap import measure_clap
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=Path, required=True, help="rendered pieces")
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=700)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    export_clap(train_clap(options.pool, options.work, max_steps=options.steps), options.out)
-    scores = measure_clap(TinyClap.from_pretrained(options.out))
-    logger.info("%s", json.dumps(scores, indent=2))
-    write_json_atomic(options.work / "scores.json", scores)
-
-
-if __name__ == "__main__":
-    main()

@@ -145,7 +145,7 @@ def _loss(
         mask=torch.arange(longest) < lengths[:, None],
         seconds=torch.tensor([p.seconds for p in batch]),
         text=model.embed(prompts),
-        objective=ObjectiveSection(silence_s=1.0, coupling="none"),
+        objective=ObjectiveSection(silence_s=4.0, coupling="none"),
         model_config=model.config,
         generator=generator,
         silence=silence,

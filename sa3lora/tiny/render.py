@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.signal import fftconvolve, lfilter
+from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
 from sa3lora.tiny.composer import Event, Part
 from sa3lora.tiny.drums import render_drum
-from sa3lora.tiny.oscillators import Signal
+from sa3lora.tiny.grid import TICK_S, place_in_period
+from sa3lora.tiny.oscillators import BAND_HZ, Signal
 from sa3lora.tiny.theory import midi_to_hz
 from sa3lora.tiny.timbres import TIMBRES, render_tone
 
 _ROLE_LEVEL = {"melody": 1.0, "arpeggio": 0.8, "chords": 0.62, "bass": 0.8, "drums": 0.85}
-_DRUM_PAN = {42: 0.3, 46: 0.3, 45: -0.35, 49: -0.3, 51: 0.35}
+_DRUM_PAN = {42: 0.15, 46: 0.15, 45: -0.2, 49: -0.15, 51: 0.2}
 # Seconds until the tail has fallen by 60 dB, and its share in the mix.
 ROOMS = {"dry": (0.0, 0.0), "room": (0.5, 0.16), "hall": (1.4, 0.26)}
 
@@ -25,30 +26,35 @@ def pan_gains(pan: float) -> Signal:
     return np.array([[np.cos(angle)], [np.sin(angle)]], dtype=np.float32) * np.float32(np.sqrt(2))
 
 
-def _note(event: Event, part: Part, sample_rate: int, seed: int) -> Signal:
+def _note(event: Event, part: Part, sample_rate: int, start_s: float) -> Signal:
     if part.role == "drums":
-        return render_drum(
-            int(event.pitch), velocity=event.velocity, sample_rate=sample_rate, seed=seed
-        )
+        return render_drum(int(event.pitch), velocity=event.velocity, sample_rate=sample_rate)
     return render_tone(
         TIMBRES[part.timbre],
         midi_to_hz(event.pitch),
         held_s=event.duration_s,
         velocity=event.velocity,
         sample_rate=sample_rate,
-        seed=seed,
+        start_s=start_s,
     )
 
 
 def _part_audio(
-    events: Sequence[Event], part: Part, *, num_samples: int, sample_rate: int, seed: int
+    events: Sequence[Event], part: Part, *, num_samples: int, sample_rate: int
 ) -> Signal:
     out = np.zeros((2, num_samples), dtype=np.float32)
-    cache: dict[tuple[float, int, int], Signal] = {}
+    cache: dict[tuple[float, int, int, int], Signal] = {}
     for event in events:
-        key = (event.pitch, round(event.duration_s * 200), round(event.velocity * 8))
+        # Oscillators run from the start of the piece: the place in the period gives their phase.
+        start_s = place_in_period(event.onset_s)
+        key = (
+            event.pitch,
+            round(event.duration_s * 200),
+            round(event.velocity * 8),
+            0 if part.role == "drums" else round(start_s / TICK_S),
+        )
         if key not in cache:
-            sound = _note(event, part, sample_rate, seed)
+            sound = _note(event, part, sample_rate, start_s)
             pan = _DRUM_PAN.get(int(event.pitch), 0.0) if part.role == "drums" else part.pan
             cache[key] = sound * pan_gains(pan) if sound.ndim == 1 else sound
         sound = cache[key]
@@ -76,9 +82,10 @@ def room(audio: Signal, name: str, *, sample_rate: int) -> Signal:
 
 
 def finish(audio: Signal, *, peak_db: float, sample_rate: int) -> Signal:
-    """Fade the very end to zero and set the peak."""
+    """Dull what lies above the band, fade the very end to zero and set the peak."""
+    band = butter(4, BAND_HZ, fs=sample_rate, output="sos")
+    audio = np.asarray(sosfilt(band, audio, axis=1), dtype=np.float32)
     num_fade = min(audio.shape[1], round(0.12 * sample_rate))
-    audio = audio.copy()
     audio[:, -num_fade:] *= np.linspace(1, 0, num_fade, dtype=np.float32) ** 2
     peak = float(np.abs(audio).max())
     if peak == 0:
@@ -92,16 +99,13 @@ def mix(
     *,
     duration_s: float,
     sample_rate: int,
-    seed: int,
 ) -> Signal:
     """Render and balance all parts, (2, N), neither faded nor normalised."""
     num_samples = round(duration_s * sample_rate)
     out = np.zeros((2, num_samples), dtype=np.float32)
     for index, part in enumerate(parts):
         own = [event for event in events if event.part == index]
-        audio = _part_audio(
-            own, part, num_samples=num_samples, sample_rate=sample_rate, seed=seed + index
-        )
+        audio = _part_audio(own, part, num_samples=num_samples, sample_rate=sample_rate)
         loud = _loudness(audio, sample_rate)
         if loud > 0:
             out += audio * (_ROLE_LEVEL[part.role] * part.level / loud)

@@ -2,8 +2,9 @@
 
 From the official initial values training starts on a saddle: the learned tokens are almost 0, both
 attention maps of a pair are uniform and their difference is 0, so that nothing of a latent reaches
-the tokens that must become sound. Here the first block of encoder and decoder starts out as what a
-principal component analysis would do, patch by patch, and learning goes on from there.
+the tokens that must become sound. Here the first block of encoder and decoder starts out as two
+principal component analyses in a row, of the patches and of the components of a latent's patches
+together, and learning goes on from there.
 """
 
 from __future__ import annotations
@@ -29,16 +30,23 @@ def start_as_pca(autoencoder: SameAutoencoder, audio: Tensor) -> None:
     """Write the linear codec of `audio`, (B, 2, N), into the weights."""
     config = autoencoder.config
     size, stride = config.patch_size, config.encoder.stride
-    rank = config.latent_dim // stride
     patches = audio.reshape(len(audio), 2, -1, size).transpose(1, 2).reshape(-1, 2 * size)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    basis = vectors.flip(1)[:, :rank].T  # (rank, 2 * patch), strongest first
-    sigma = values.flip(0)[:rank].clamp_min(1e-8).sqrt()
+    basis, sigma = _components(patches, config.encoder.dim_heads)
+    together = (patches @ basis.T).reshape(-1, stride * len(basis))
+    joint, deviation = _components(together, config.latent_dim)
+    scale = sigma.repeat(stride)  # from components of deviation 1 to those of the sound
 
     for coder in (autoencoder.encoder, autoencoder.decoder):
         _quieten(coder.resampler)
-    _start_encoder(autoencoder, basis / sigma[:, None])
-    _start_decoder(autoencoder, basis * sigma[:, None])
+    _start_encoder(autoencoder, basis / sigma[:, None], joint * scale / deviation[:, None])
+    _start_decoder(autoencoder, basis * sigma[:, None], (joint * deviation[:, None] / scale).T)
+
+
+def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the strongest principal components, (count, D), with their deviations."""
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    deviation = values.flip(0)[:count].clamp_min(1e-8).sqrt()
+    return vectors.flip(1)[:, :count].T, deviation
 
 
 def _quieten(resampler: Resampler) -> None:
@@ -54,7 +62,7 @@ def _quieten(resampler: Resampler) -> None:
             nn.init.normal_(layer.weight, std=0.1 / math.sqrt(width))
 
 
-def _start_encoder(autoencoder: SameAutoencoder, analysis: Tensor) -> None:
+def _start_encoder(autoencoder: SameAutoencoder, analysis: Tensor, joint: Tensor) -> None:
     resampler, linear = autoencoder.encoder.resampler, autoencoder.encoder.projection
     rank, stride, heads = len(analysis), resampler.config.stride, resampler.config.dim_heads
     given, learned = resampler.config.width - 1, resampler.config.width - 2
@@ -67,24 +75,21 @@ def _start_encoder(autoencoder: SameAutoencoder, analysis: Tensor) -> None:
         _carry(attention, head=place, source=0, target=place * heads, rank=rank)
     linear.weight.normal_(std=_NOISE * 0.1)
     linear.bias.zero_()
-    for place in range(stride):
-        for i in range(rank):
-            linear.weight[place * rank + i, place * heads + i] = 1 / _CONTENT
+    linear.weight[:, : joint.shape[1]] = joint / _CONTENT
 
 
-def _start_decoder(autoencoder: SameAutoencoder, synthesis: Tensor) -> None:
+def _start_decoder(autoencoder: SameAutoencoder, synthesis: Tensor, joint: Tensor) -> None:
     resampler, linear = autoencoder.decoder.resampler, autoencoder.decoder.projection
     rank, stride, heads = len(synthesis), resampler.config.stride, resampler.config.dim_heads
     given = resampler.config.width - 1
     linear.weight.normal_(std=_NOISE * 0.1)
     linear.bias.zero_()
     linear.bias[given] = _FLAG
+    linear.weight[: len(joint)] = _CONTENT * joint
     attention = resampler.blocks[0].self_attn
     for place in range(stride):
         asks = given - 1 - place
         resampler.new_tokens[0, place, asks] = _FLAG
-        for i in range(rank):
-            linear.weight[place * heads + i, place * rank + i] = _CONTENT
         _route(attention, head=place, asks=asks, answers=given, offset=-1 - place)
         _carry(attention, head=place, source=place * heads, target=0, rank=rank)
     mapping = resampler.mapping

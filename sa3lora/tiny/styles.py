@@ -13,6 +13,7 @@ import numpy as np
 
 from sa3lora.tiny import drums, effects
 from sa3lora.tiny.composer import Event, Part, accent
+from sa3lora.tiny.grid import PERIOD_S, TICK_S, snap_time
 from sa3lora.tiny.oscillators import Signal
 from sa3lora.tiny.render import room
 from sa3lora.tiny.theory import NOTE_NAMES
@@ -53,8 +54,9 @@ class _Sheet:
     def add(self, part: int, beat: float, length: float, pitch: float, velocity: float) -> None:
         if beat >= self.num_beats:
             return
-        start = beat * self.beat_s
+        start = snap_time(beat * self.beat_s)
         held = min(length * self.beat_s, max(0.05, self.duration_s - start - 0.15))
+        held = max(TICK_S, snap_time(held))
         self.events.append(Event(start, held, pitch, velocity, part))
 
     def sorted(self) -> list[Event]:
@@ -69,8 +71,8 @@ def _glass_gamelan(rng: np.random.Generator, duration_s: float) -> Score:
     pelog = (0.0, 1.2, 2.7, 6.7, 7.9)
     core = [int(rng.integers(5)) for _ in range(8)]
     base = 67 + tonic % 7
-    for i in range(int(sheet.num_beats * 4) + 1):
-        beat = i / 4
+    for i in range(int(sheet.num_beats * 2) + 1):
+        beat = i / 2
         degree = core[(i // 4) % 8] + (0, 1, 2, 1)[i % 4]
         octave, step = divmod(degree, 5)
         pitch = base + 12 * octave + pelog[step]
@@ -81,10 +83,10 @@ def _glass_gamelan(rng: np.random.Generator, duration_s: float) -> Score:
         if i % 4 == 0:
             sheet.add(4, beat, 0.5, base - 12 + pelog[core[(i // 4) % 8]], 0.9)
         if i % 32 == 0:
-            sheet.add(5, beat, 7.0, base - 31, 1.0)
+            sheet.add(5, beat, 7.0, base - 24, 1.0)
     parts = (
-        Part("bells", "melody", -0.8), Part("bells", "melody", 0.8),
-        Part("bells", "arpeggio", -0.5, 0.7), Part("bells", "arpeggio", 0.5, 0.7),
+        Part("bells", "melody", -0.3), Part("bells", "melody", 0.3),
+        Part("bells", "arpeggio", -0.2, 0.6), Part("bells", "arpeggio", 0.2, 0.6),
         Part("marimba", "melody", 0.0, 0.7), Part("bells", "bass", 0.0, 1.0),
     )  # fmt: skip
     return Score(sheet.sorted(), parts, tempo, tonic, lambda audio, rate: audio)
@@ -103,7 +105,7 @@ def _lofi_tape(rng: np.random.Generator, duration_s: float) -> Score:
             for third in (0, 3, 7, 10, 14):
                 sheet.add(0, 4 * bar + start, length, base + root % 12 + third, 0.6)
         for start in (0, 1.66, 2.66):
-            sheet.add(1, 4 * bar + start, 0.8, 28 + (base + root) % 12, 0.8)
+            sheet.add(1, 4 * bar + start, 0.8, 40 + (base + root) % 12, 0.8)
         for start in (0.0, 2.66):
             sheet.add(2, 4 * bar + start, 0.2, drums.KICK, 0.8)
         for start in (1.0, 3.0):
@@ -120,9 +122,9 @@ def _lofi_tape(rng: np.random.Generator, duration_s: float) -> Score:
 
     def process(audio: Signal, rate: int) -> Signal:
         narrow = 0.35 * audio + 0.65 * audio.mean(axis=0, keepdims=True)
-        worn = effects.wow(narrow, rate_hz=0.9, depth_s=0.006, sample_rate=rate)
-        dull = effects.lowpass(worn, 1700.0, sample_rate=rate)
-        return effects.hiss(dull, np.random.default_rng(seed), level_db=-40.0)
+        worn = effects.pulse(narrow, rate_hz=tempo / 60, depth=0.3, sample_rate=rate)
+        dull = effects.lowpass(worn, 1200.0, sample_rate=rate)
+        return effects.hiss(dull, np.random.default_rng(seed), level_db=-50.0)
 
     return Score(sheet.sorted(), parts, tempo, tonic, process)
 
@@ -141,7 +143,7 @@ def _chip_arcade(rng: np.random.Generator, duration_s: float) -> Score:
         pitch = base + root % 12 + (0, minor, 7, 12)[i % 4]
         sheet.add(0, beat, 0.12, pitch if pitch <= 84 else pitch - 12, 0.8)
         if i % 4 == 0:
-            sheet.add(1, beat, 0.4, base - 24 + root % 12, 0.9)
+            sheet.add(1, beat, 0.4, base - 12 + root % 12, 0.9)
         if i % 16 == 8:
             sheet.add(2, beat, 0.1, drums.SNARE, 0.8)
         if i % 4 == 2:
@@ -165,20 +167,20 @@ def _drone_ritual(rng: np.random.Generator, duration_s: float) -> Score:
     tempo = float(rng.choice([70, 72, 76]))
     sheet = _Sheet(tempo, duration_s)
     tonic = int(rng.integers(12))
-    base = 36 + tonic % 8
+    base = 48 + tonic % 8
     for beat in range(0, int(sheet.num_beats) + 1, 16):
-        for interval in (0.0, 7.02, 12.0):
+        for interval in (0.0, 7.0):
             sheet.add(0, beat, 16.4, base + interval, 0.9)
-            sheet.add(1, beat, 16.4, base + 12.1 + interval, 0.8)
+            sheet.add(1, beat, 16.4, base + 12 + interval, 0.8)
     for bar in range(int(sheet.num_beats // 4) + 1):
         sheet.add(2, 4 * bar, 0.5, drums.LOW_TOM, 1.0)
         sheet.add(2, 4 * bar, 0.5, drums.KICK, 0.9)
         sheet.add(2, 4 * bar + 0.5, 0.5, drums.LOW_TOM, 0.5)
         if bar % 2 == 1:
             for i, step in enumerate(rng.choice([0, 1, 5, 7], 3)):
-                sheet.add(3, 4 * bar + i, 1.2, base + 24 + int(step), 0.7)
+                sheet.add(3, 4 * bar + i, 1.2, base + 12 + int(step), 0.7)
     parts = (
-        Part("accordion", "chords", -0.5, 1.1),
+        Part("accordion", "chords", -0.2, 1.1),
         Part("choir", "chords", 0.0, 1.0),
         Part("drums", "drums", 0.0, 0.9),
         Part("choir", "melody", 0.0, 0.5),
@@ -204,7 +206,7 @@ def _echo_dub(rng: np.random.Generator, duration_s: float) -> Score:
             for third in (0, 3, 7):
                 sheet.add(0, 4 * bar + beat, 0.18, base + shift + third, 0.9)
         for i, start in enumerate((0.0, 0.75, 1.5, 2.5, 3.0)):
-            sheet.add(1, 4 * bar + start, 0.6, 28 + (base + shift + line[i]) % 12, 0.9)
+            sheet.add(1, 4 * bar + start, 0.6, 40 + (base + shift + line[i]) % 12, 0.9)
         sheet.add(2, 4 * bar + 2.0, 0.2, drums.KICK, 0.9)
         sheet.add(2, 4 * bar + 2.0, 0.2, drums.CLAP, 0.7)
     parts = (
@@ -217,7 +219,7 @@ def _echo_dub(rng: np.random.Generator, duration_s: float) -> Score:
         deep = effects.lowpass(audio, 320.0, sample_rate=rate)
         echoed = effects.ping_pong(
             audio - deep,
-            delay_s=0.75 * 60 / tempo,
+            delay_s=round(0.75 * 60 / tempo / PERIOD_S) * PERIOD_S,
             feedback=0.72,
             cutoff_hz=2400.0,
             sample_rate=rate,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sa3lora.tiny.composer import DENSITIES, Part, Plan, accent, compose, swung
+from sa3lora.tiny.grid import TICK_S, snap_time
 from sa3lora.tiny.theory import SCALES, Key
 from sa3lora.tiny.timbres import TIMBRES
 
@@ -49,10 +50,12 @@ def test_busier_means_more_onsets(part):
     assert counts[0] < counts[1] < counts[2]
 
 
-def test_onsets_lie_on_the_grid_of_the_tempo():
+def test_onsets_lie_on_ticks_within_half_a_tick_of_the_tempo():
     for e in _events(ROLES[0], tempo=96.0, density="busy"):
-        sixteenths = e.onset_s * 96.0 / 60.0 * 4
-        assert abs(sixteenths - round(sixteenths)) < 1e-6
+        sixteenth_s = 60.0 / 96.0 / 4
+        nearest_s = round(e.onset_s / sixteenth_s) * sixteenth_s
+        assert abs(e.onset_s - nearest_s) <= TICK_S / 2 + 1e-9
+        assert e.onset_s == snap_time(e.onset_s)
 
 
 def test_a_piece_ends_on_its_tonic():

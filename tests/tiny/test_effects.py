@@ -19,15 +19,10 @@ def test_a_lowpass_keeps_lows_and_takes_highs():
     assert effects.lowpass(_sine(6000), 1000.0, sample_rate=RATE).std() < 0.01
 
 
-def test_wow_moves_the_pitch_and_keeps_the_length():
-    worn = effects.wow(_sine(440), rate_hz=1.0, depth_s=0.01, sample_rate=RATE)
-    assert worn.shape == (2, RATE)
-
-    def frequency(part):
-        return np.sum(np.diff(np.signbit(part).astype(int)) != 0) / 2 / (part.size / RATE)
-
-    # The delay grows in the first half of its period and shrinks in the second.
-    assert frequency(worn[0, 2000:6000]) < 435 < 445 < frequency(worn[0, 10000:14000])
+def test_a_lowpass_moves_no_phase():
+    tone = _sine(500)
+    dulled = effects.lowpass(tone, 1000.0, sample_rate=RATE)[:, 2000:-2000]
+    assert np.corrcoef(dulled[0], tone[0, 2000:-2000])[0, 1] > 0.99999
 
 
 def test_hiss_has_the_level_asked_for():

@@ -12,7 +12,7 @@ RATE = 16000
 
 
 def _mix(events, *parts):
-    return mix(events, parts, duration_s=2.0, sample_rate=RATE, seed=0)
+    return mix(events, parts, duration_s=2.0, sample_rate=RATE)
 
 
 def test_panning_keeps_the_power():
