@@ -139,6 +139,14 @@ def _sum_blocks(target: Tensor, base: Tensor, terms: Sequence[Term]) -> bool:
         change = torch.zeros_like(block)
         for parts, strength in factors:
             change.add_(parts.delta(block, rows), alpha=strength)
-        written[rows].copy_(change.add_(block))
-        finite = finite and bool(torch.isfinite(written[rows]).all())
+        if written.dtype == torch.float32:
+            torch.add(block, change, out=written[rows])
+        else:
+            written[rows].copy_(change.add_(block))
+        finite = finite and _all_finite(written[rows])
     return finite
+
+
+def _all_finite(block: Tensor) -> bool:
+    # The sum is one pass without a temporary; only where it is not finite each number is looked at.
+    return bool(torch.isfinite(block.sum(dtype=torch.float32))) or bool(torch.isfinite(block).all())

@@ -65,7 +65,7 @@ def make(inject, dtype):
 
 
 def peft_dora(root):
-    config = LoraConfig(r=16, lora_alpha=16, use_dora=True, target_modules=r"block\.\d")
+    config = LoraConfig(r=16, lora_alpha=16, use_dora=True, target_modules=r"block\.[02]")
     inject_adapter_in_model(config, root)
     root.requires_grad_(False)
     for name, parameter in root.named_parameters():
