@@ -26,7 +26,7 @@ def demo(
     ] = Path("demo"),
     style: Annotated[
         str, typer.Option("--style", metavar="STYLE", help="A style that tiny has never heard.")
-    ] = "lofi tape",
+    ] = "echo dub",
     steps: Annotated[
         int, typer.Option("--steps", metavar="N", min=1, help="Training steps.")
     ] = 240,
