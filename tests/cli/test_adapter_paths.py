@@ -1,6 +1,7 @@
 import pytest
 
 from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path, parse_weighted_path
+from sa3lora.cli.generate_run import parse_adapters
 from sa3lora.errors import AdapterError, UsageError
 
 
@@ -61,3 +62,12 @@ def test_a_path_may_hold_an_at_sign(tmp_path):
 def test_noise_levels_that_are_none_are_wrong_usage(adapter, levels):
     with pytest.raises(UsageError, match="must be @LO:HI with 0 <= LO <= HI <= 1, got @"):
         parse_played_path(f"{adapter}=0.5@{levels}")
+
+
+def test_an_adapter_whose_name_holds_an_at_sign_is_a_file_like_any_other(tmp_path):
+    path = tmp_path / "me@home.safetensors"
+    path.touch()
+    assert parse_adapters([f"{path}=0.5", str(path)]) == [
+        PlayedAdapter(path, 0.5),
+        PlayedAdapter(path),
+    ]

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sa3lora.cli.adapter_paths import PlayedAdapter
-from sa3lora.cli.generate_run import output_paths, parse_adapters, parse_interval, parse_region
+from sa3lora.cli.generate_run import output_paths, parse_interval, parse_region
 from sa3lora.cli.main import main
 from sa3lora.errors import UsageError
 
@@ -282,15 +281,6 @@ def test_intervals_of_guidance() -> None:
     for text in ("0.5:", "0:2", "-1:1", "1:0", "one:two"):
         with pytest.raises(UsageError, match="--cfg-interval"):
             parse_interval(text)
-
-
-def test_an_adapter_whose_name_holds_an_at_sign_is_a_file_like_any_other(tmp_path: Path) -> None:
-    path = tmp_path / "me@home.safetensors"
-    path.touch()
-    assert parse_adapters([f"{path}=0.5", str(path)]) == [
-        PlayedAdapter(path, 0.5),
-        PlayedAdapter(path),
-    ]
 
 
 @pytest.mark.parametrize(
