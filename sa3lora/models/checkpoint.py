@@ -122,9 +122,15 @@ def fill(
     """Put tensors into a module that was built on the meta device; strict.
 
     Rotary frequencies keep float32: they are angles, and a rounded one drifts with position.
+    Always copies: a tensor in a mapped file lies wherever the header ends, and matrix products
+    round otherwise there, so that equal weights of two files would not give equal sound.
     """
     state = {
-        name: tensor.to(device=device, dtype=torch.float32 if name.endswith("inv_freq") else dtype)
+        name: tensor.to(
+            device=device,
+            dtype=torch.float32 if name.endswith("inv_freq") else dtype,
+            copy=True,
+        )
         for name, tensor in tensors
     }
     module.load_state_dict(state, strict=True, assign=True)

@@ -18,6 +18,7 @@ from sa3lora.models.checkpoint import (
     full_key,
     hash_tensors,
     read_inventory,
+    read_tensors,
 )
 
 
@@ -82,3 +83,17 @@ def test_the_hash_follows_name_shape_and_value() -> None:
     assert hash_tensors([("a", value.reshape(2, 3))]) != base
     assert hash_tensors([("a", value + 1e-6)]) != base
     assert hash_tensors([("a", value.to(torch.float64))]) == base
+
+
+@pytest.mark.parametrize("padding", ["", "x" * 9, "x" * 25, "x" * 41])
+def test_equal_weights_compute_equal_bits_wherever_a_file_holds_them(
+    tmp_path: Path, padding: str
+) -> None:
+    weight = torch.randn(33, 17, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight}, tmp_path / "w.safetensors", metadata={"padding": padding})
+    with torch.device("meta"):
+        layer = torch.nn.Linear(17, 33, bias=False)
+    tensors = read_tensors(tmp_path / "w.safetensors", {"weight": "weight"})
+    fill(layer, tensors, device="cpu", dtype=torch.float32)
+    assert torch.equal(layer.weight, weight)
+    assert layer.weight.data_ptr() % 64 == 0  # where a mapped file may not put it
