@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sa3lora.recipe.adapter_section import AdapterSection
 from sa3lora.recipe.loading import load_recipe
 from sa3lora.recipe.packaged import (
     prompt_names,
@@ -10,7 +11,6 @@ from sa3lora.recipe.packaged import (
     recipes_folder,
 )
 from sa3lora.recipe.schema import (
-    AdapterSection,
     CheckpointSection,
     DataSection,
     ObjectiveSection,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 
 import torch
-from torch import Generator
 
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
@@ -16,18 +14,16 @@ from sa3lora.runs import RunFolder, write_bytes_atomic
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
 from sa3lora.training.identity import check_identity
-from sa3lora.training.loop import ResumableLoop, Update
-from sa3lora.training.meter import Meter
+from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
-from sa3lora.training.preview import Previewer
 from sa3lora.training.processes import accelerated, is_main_process
 from sa3lora.training.result import RunRecord, TrainResult, flat_settings, write_result
 from sa3lora.training.rng import undisturbed_rng
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
 from sa3lora.training.signals import StopRequest, stop_on_signal
-from sa3lora.training.step import StepLoss, flow_step_loss, require_finite
+from sa3lora.training.stepper import Stepper
 from sa3lora.training.tracking import Tracker
-from sa3lora.training.validation import Validation, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -95,27 +91,23 @@ class _Trainer:
         self._text: TextEmbeddings = build_text(setup)
         self._denoiser: Denoiser = load_denoiser(setup)
         self._loop: ResumableLoop
-        self._generator: Generator
-        self._loop, self._generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
-        self._validator = (
-            Validator(setup.recipe, data=setup.data, source=setup.source, text=self._text)
-            if setup.recipe.validation.every
-            else None
+        self._loop, generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
+        self._stepper = Stepper(
+            setup,
+            denoiser=self._denoiser,
+            text=self._text,
+            loop=self._loop,
+            generator=generator,
         )
-        self._previewer = (
-            Previewer(
-                setup.recipe,
-                source=setup.source,
-                data=setup.data,
-                text=self._text,
-                folder=run.previews,
-                device=str(setup.device),
-            )
-            if setup.recipe.preview.every
-            else None
-        )
-        self._meter = Meter(setup.device)
         self._record = record or self._start()
+        self._observer = Observer(
+            setup,
+            denoiser=self._denoiser,
+            text=self._text,
+            run=run,
+            record=self._record,
+            tell=self._tell,
+        )
         if resume:
             self._restore()
 
@@ -157,53 +149,26 @@ class _Trainer:
 
     def run(self) -> TrainResult:
         """Take the remaining steps and write the adapter."""
-        last: Validation | None = None
-        max_steps = self._recipe.train.max_steps
         first_step = self._loop.step + 1
         with (
             Tracker(self._folder.path, first_step=first_step, enabled=self._is_main) as tracker,
             stop_on_signal() as stop,
         ):
-            while self._loop.step < max_steps:
+            while self._remaining() > 0:
                 self._take_step(tracker)
-                last = self._validate(tracker) or last
-                self._preview(tracker)
+                self._observer.after_step(self._loop.step, tracker)
                 if self._must_stop(stop):
-                    return self._stopped(stop, last)
+                    return self._stopped(stop)
                 if self._is_due(self._recipe.checkpoint.every):
                     self._save()
-            if last is None and self._validator is not None:  # resumed behind the last step
-                last = self._validator.run(self._denoiser, self._loop.step)
-            return self._finish(tracker, last)
+            self._observer.at_end(self._loop.step)
+            return self._finish(tracker)
 
     def _take_step(self, tracker: Tracker) -> None:
-        began = time.perf_counter()
-        accumulate = self._recipe.train.grad_accum
-        losses: list[StepLoss] = []
-        for _ in range(accumulate):
-            batch = self._setup.data.next_batch()
-            on_device = batch.to(self._setup.device)
-            with self._setup.autocast():
-                loss = flow_step_loss(
-                    self._denoiser,
-                    on_device.latents,
-                    mask=on_device.mask,
-                    seconds=on_device.seconds,
-                    text=[self._text(caption) for caption in batch.captions],
-                    objective=self._recipe.objective,
-                    model_config=self._setup.source.config,
-                    generator=self._generator,
-                    silence=self._setup.data.train.silence,
-                    max_frames=self._setup.data.max_frames,
-                )
-            require_finite(loss, step=self._loop.step + 1, clip_ids=batch.clip_ids)
-            torch.autograd.backward(loss.total / accumulate)
-            losses.append(loss)
-        update: Update = self._loop.update()
-        scalars = self._meter.measure(losses, update, seconds=time.perf_counter() - began)
-        tracker.scalars(scalars, update.step)
+        scalars = self._stepper.take()
+        tracker.scalars(scalars, self._loop.step)
         self._tell("step", loss=scalars["train/loss"])
-        if (estimate := self._meter.first_estimate(self._remaining())) is not None:
+        if (estimate := self._stepper.first_estimate(self._remaining())) is not None:
             self._tell("note", estimate)
 
     def _remaining(self) -> int:
@@ -211,25 +176,6 @@ class _Trainer:
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self._loop.step % every == 0 or self._remaining() == 0)
-
-    def _validate(self, tracker: Tracker) -> Validation | None:
-        if self._validator is None or not self._is_due(self._recipe.validation.every):
-            return None
-        with self._setup.autocast():
-            validation = self._validator.run(self._denoiser, self._loop.step)
-        self._record.add_validation(validation)
-        tracker.scalars(validation.scalars(), self._loop.step)
-        self._write_record()
-        self._tell("validation", str(validation))
-        return validation
-
-    def _preview(self, tracker: Tracker) -> None:
-        if self._previewer is None or not self._is_due(self._recipe.preview.every):
-            return
-        if self._is_main:
-            files = self._previewer.run(self._denoiser, self._loop.step, tracker=tracker)
-            self._tell("preview", f"previews: {', '.join(str(path) for path in files)}")
-        self._setup.processes.wait()
 
     def _must_stop(self, stop: StopRequest) -> bool:
         return self._setup.processes.any(bool(stop)) and self._remaining() > 0
@@ -244,7 +190,7 @@ class _Trainer:
         if self._is_main:
             self._record.write(status=status, step=self._loop.step)
 
-    def _stopped(self, stop: StopRequest, validation: Validation | None) -> TrainResult:
+    def _stopped(self, stop: StopRequest) -> TrainResult:
         self._save()
         self._write_record("interrupted")
         return TrainResult(
@@ -252,12 +198,13 @@ class _Trainer:
             step=self._loop.step,
             finished=False,
             adapter_path=None,
-            validation=validation,
+            validation=self._observer.last,
             best_step=self._record.best_step,
             signal=stop.name or "another process",
         )
 
-    def _finish(self, tracker: Tracker, validation: Validation | None) -> TrainResult:
+    def _finish(self, tracker: Tracker) -> TrainResult:
+        validation = self._observer.last
         if self._is_main:
             write_result(
                 self._denoiser,
@@ -284,7 +231,7 @@ class _Trainer:
             step=self._loop.step,
             finished=True,
             adapter_path=self._folder.adapter_path,
-            validation=validation,
+            validation=self._observer.last,
             best_step=self._record.best_step,
         )
 

@@ -1,0 +1,28 @@
+"""Number types and the base class that every section of a recipe shares."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def no_bool(value: object) -> object:
+    """Refuse a boolean where a number is due."""
+    # yes, on and true are numbers to pydantic, and a rank of True would be 1
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value!r}")
+    return value
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(no_bool)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False), BeforeValidator(no_bool)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False), BeforeValidator(no_bool)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(no_bool)]
+Steps = Annotated[int, Field(ge=0), BeforeValidator(no_bool)]
+
+
+class Section(BaseModel):
+    """A closed, frozen group of keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
