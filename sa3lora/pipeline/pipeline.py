@@ -28,6 +28,7 @@ from sa3lora.pipeline.generation import GenerationOutput, Settings, complete_set
 from sa3lora.pipeline.guided import Guidance
 from sa3lora.pipeline.inputs import AudioInput, Region, check_request, fit_audio
 from sa3lora.pipeline.lengths import HEADROOM_S
+from sa3lora.recipe import official_pattern
 
 Progress = Callable[[int, int], None]
 
@@ -145,7 +146,8 @@ class SA3Pipeline:
         if hotswap:
             self.stack.swap(name, adapter)
             return name
-        setting = Setting(strength, conditioner_strength, tuple(skip_layers), interval)
+        skipped = tuple(map(official_pattern, skip_layers))
+        setting = Setting(strength, conditioner_strength, skipped, interval)
         self.stack.add(adapter, name, setting=setting)
         return name
 
@@ -173,7 +175,8 @@ class SA3Pipeline:
     ) -> None:
         """Keep one adapter out of some layers or to some noise levels; defaults lift that."""
         setting = self.stack.setting(adapter_name)
-        changed = replace(setting, skip_layers=tuple(skip_layers), interval=interval)
+        skipped = tuple(map(official_pattern, skip_layers))
+        changed = replace(setting, skip_layers=skipped, interval=interval)
         self.stack.configure({adapter_name: changed})
 
     def disable_adapters(self) -> None:

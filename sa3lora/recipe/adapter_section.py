@@ -30,8 +30,8 @@ _CONVOLUTIONS = ["preprocess_conv", "postprocess_conv"]
 _LAYERS = re.compile(r"layers\[(\d+(?:-\d+)?)\]\.?")
 
 
-def _official_pattern(text: str) -> str:
-    """Turn `layers[0-11]` into `layers.[0-11].`, and `layers[3]` into `layers.3.`."""
+def official_pattern(text: str) -> str:
+    """Turn `layers[0-11]` into the official `layers.[0-11].`, `layers[3]` into `layers.3.`."""
 
     def dotted(match: re.Match[str]) -> str:
         numbers = match[1]
@@ -98,9 +98,9 @@ class AdapterSection(Section):
             Substrings of site names as official files have them; None means every site.
         """
         patterns = self.include if self.include is not None else _TARGETS[self.targets]
-        return None if patterns is None else [_official_pattern(text) for text in patterns]
+        return None if patterns is None else [official_pattern(text) for text in patterns]
 
     def exclude_patterns(self) -> list[str]:
         """Spell out which sites are not wanted, in the same form."""
         convolutions = _CONVOLUTIONS if self.targets == "all-linear" else []
-        return [*convolutions, *(_official_pattern(text) for text in self.exclude)]
+        return [*convolutions, *(official_pattern(text) for text in self.exclude)]
