@@ -89,6 +89,11 @@ def test_every_problem_is_told_at_once_with_what_was_meant(recipe_file: Path) ->
         ("optim.lr=.nan", r"optim\.lr: must be a finite number, got nan"),
         ("optim.lr=.inf", r"optim\.lr: must be a finite number, got inf"),
         ("optim.betas=[0.9, 2]", r"optim\.betas\[1\]: must be less than 1, got 2"),
+        ("optim.min_lr=1", r"min_lr is where the rate falls to: at most optim.lr = 0.*, got 1"),
+        ("optim.min_lr=1e-9", r"a constant rate never falls to optim\.min_lr"),
+        ("optim={name: prodigy, lr: 1e-4}", r"prodigy finds the rate .* set it to 1, got 0\.0001"),
+        ("optim={name: prodigy, lora_plus_ratio: 2}", r"leave optim.lora_plus_ratio at 1, got 2"),
+        ("optim.ema_decay=1", r"optim\.ema_decay: must be less than 1, got 1"),
         ("objective.inpaint=[0.5, 0.5, 0.5]", r"objective\.inpaint: must sum to 1, got 1\.5"),
         ("objective.inpaint=[1.0]", r"must be 3 or 4 probabilities .*, got 1"),
         ("objective.prompt_dropout=2", r"prompt_dropout: must be at most 1, got 2"),
@@ -108,6 +113,14 @@ def test_a_wrong_value_names_its_key_the_rule_and_the_value(
     with pytest.raises(RecipeError, match=r"vinyl\.yaml has 1 problem\n") as caught:
         load_recipe(recipe_file, [override])
     assert caught.match(complaint)
+
+
+def test_prodigy_needs_no_rate(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text("optim: {name: prodigy}\n", encoding="utf-8")
+    recipe = load_recipe(recipe_file)
+    assert recipe.optim.lr == 1.0
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
 def test_targets_are_short_for_include() -> None:

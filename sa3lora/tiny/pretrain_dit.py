@@ -24,6 +24,7 @@ from sa3lora.tiny.pieces import pretraining_plan
 from sa3lora.tiny.pool import PooledPiece
 from sa3lora.tiny.shape import COND_DIM, MAX_LATENTS, MAX_PROMPT_TOKENS, RATIO, model_config
 from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.optimizers import is_hidden_matrix
 from sa3lora.training.step import flow_step_loss
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def train_dit(
     optim = OptimSection(lr=1.5e-3, betas=(0.9, 0.95), schedule="cosine", warmup_steps=100)
     loop = ResumableLoop(
         parameters, optim=optim, max_steps=max_steps, folder=folder,
-        generators={"flow": generator}, ema_decay=0.998,
+        generators={"flow": generator}, ema_decay=0.998, takes_muon=is_hidden_matrix,
     )  # fmt: skip
     batcher = LengthBatcher(
         [p.latents.shape[1] for p in pieces], frames_per_batch=frames_per_batch, seed=seed,

@@ -31,6 +31,7 @@ from sa3lora.recipe import AdapterSection, Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.optimizers import check_optim
 from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
@@ -76,6 +77,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             f"model: {source.name} is an autoencoder alone and cannot be trained. Name a model "
             "that generates, such as small-music-base."
         )
+    check_optim(recipe.optim, adapter_type=recipe.adapter.type)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     data = TrainingData(recipe, source=source, rank=processes.rank, world_size=processes.size)
@@ -148,6 +150,7 @@ def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> tuple[Resuma
         folder=folder,
         generators={"steps": generator},
         keep=recipe.checkpoint.keep,
+        ema_decay=recipe.optim.ema_decay,
         processes=setup.processes,
         write_tensors=_adapter_writer(denoiser, setup.adapter),
         read_tensors=_adapter_reader(denoiser),

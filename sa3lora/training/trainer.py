@@ -107,6 +107,7 @@ class _Trainer:
             run=run,
             record=self._record,
             tell=self._tell,
+            averaged=self._loop.averaged,
         )
         if resume:
             self._restore()
@@ -206,16 +207,17 @@ class _Trainer:
     def _finish(self, tracker: Tracker) -> TrainResult:
         validation = self._observer.last
         if self._is_main:
-            write_result(
-                self._denoiser,
-                config=self._setup.adapter,
-                recipe=self._recipe,
-                run=self._folder,
-                record=self._record,
-                source=self._setup.source,
-                data=self._setup.data,
-                step=self._loop.step,
-            )
+            with self._loop.averaged():
+                write_result(
+                    self._denoiser,
+                    config=self._setup.adapter,
+                    recipe=self._recipe,
+                    run=self._folder,
+                    record=self._record,
+                    source=self._setup.source,
+                    data=self._setup.data,
+                    step=self._loop.step,
+                )
             scores = (
                 {}
                 if validation is None
