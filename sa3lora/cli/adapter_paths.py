@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sa3lora.errors import AdapterError, UsageError
-
-_FILE_OF_A_RUN = "adapter.safetensors"
-# Of a PEFT folder, or of one for each model of diffusers.
-_PEFT_SETTINGS = tuple(
-    f"{part}adapter_config.json" for part in ("", "transformer/", "conditioner/")
-)
+from sa3lora.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -109,25 +103,14 @@ def _strength(number: str, text: str) -> float:
     return strength
 
 
-def is_peft_folder(path: Path) -> bool:
-    """Tell whether a folder is one PEFT adapter, or one for each model of diffusers."""
-    return any((path / name).is_file() for name in _PEFT_SETTINGS)
-
-
 def adapter_file(path: Path) -> Path:
-    """Give what to read for a path: the adapter of a run folder, else the path itself.
+    """Give what to read for a path: the adapter of a run or checkpoint, else the path itself.
 
     Raises:
         AdapterError: If there is no such file, or a folder holds no adapter.
     """
     if path == Path():  # an empty argument, or nothing before the =
         raise UsageError("an adapter has no path: give PATH or PATH=STRENGTH")
-    if path.is_dir():
-        if (path / _FILE_OF_A_RUN).is_file():
-            return path / _FILE_OF_A_RUN
-        if is_peft_folder(path):
-            return path
-        raise AdapterError(f"{path} is a folder without {_FILE_OF_A_RUN}. Name an adapter file.")
-    if not path.is_file():
-        raise AdapterError(f"{path}: no such file. Check the path.")
-    return path
+    from sa3lora.adapters.find import find_adapter
+
+    return find_adapter(path)

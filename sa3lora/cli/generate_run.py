@@ -138,13 +138,15 @@ def _read(path: Path) -> tuple[Tensor, int]:
 
 
 def _load(chosen: Choices, *, device: str) -> SA3Pipeline:
+    from sa3lora.adapters.stacked import missing_from_stack
     from sa3lora.pipeline import SA3Pipeline
 
     name = chosen.model or _model_of(chosen.adapters)
     dtype = resolve_dtype(chosen.dtype, device=device)
     pipeline = SA3Pipeline.from_pretrained(name, device=device, dtype=dtype)
+    played = {}
     for adapter in chosen.adapters:
-        pipeline.load_adapter(
+        loaded = pipeline.load_adapter(
             adapter.path,
             strength=adapter.strength,
             conditioner_strength=adapter.conditioner_strength,
@@ -152,6 +154,9 @@ def _load(chosen: Choices, *, device: str) -> SA3Pipeline:
             interval=adapter.interval,
             allow_other_base=chosen.allow_other_base,
         )
+        played[str(adapter.path)] = pipeline.stack.adapter(loaded), adapter.strength
+    for note in missing_from_stack(played):
+        status(note)
     return pipeline
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa3lora.adapters.bases import check_bases
 from sa3lora.adapters.compat import check_base
 from sa3lora.adapters.files import read_adapter
 from sa3lora.adapters.fold import AdapterStack, Setting, StrengthRule
 from sa3lora.adapters.sites import site_shapes
+from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.errors import AdapterError
 from sa3lora.models import (
     Conditioning,
@@ -139,10 +141,12 @@ class SA3Pipeline:
         name = adapter_name or _free_name(Path(path), self.stack.names)
         if name in self.stack.names and not hotswap:
             raise AdapterError(f"there is an adapter named {name!r} already; give another name")
-        check_base(
+        relation = check_base(
             adapter, name=self.source.name, dit_hash=self.source.dit_hash,
             shapes=site_shapes(self.denoiser), label=str(path), allow_other=allow_other_base,
         )  # fmt: skip
+        if relation != "same" and not allow_other_base:
+            check_bases(adapter, CheckpointWeights(self.source.weights_path), label=str(path))
         if hotswap:
             self.stack.swap(name, adapter)
             return name

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from sa3lora.recipe.adapter_section import AdapterSection
+from sa3lora.recipe.optim_section import OptimSection
 from sa3lora.recipe.section import Count, Positive, Section, Share, Steps, Weight, no_bool
 
 
@@ -50,20 +51,6 @@ class ObjectiveSection(Section):
         if not math.isclose(sum(value), 1.0, abs_tol=1e-6):
             raise ValueError(f"must sum to 1, got {sum(value):g}")
         return value
-
-
-class OptimSection(Section):
-    """How the adapter's tensors move."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Positive = 1e-4
-    weight_decay: Weight = 0.01
-    betas: tuple[
-        Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]
-    ] = (0.9, 0.95)
-    schedule: Literal["constant", "cosine", "inverse"] = "constant"
-    warmup_steps: Steps = 0
-    max_grad_norm: Positive | None = 1.0
 
 
 class TrainSection(Section):

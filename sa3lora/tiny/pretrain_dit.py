@@ -120,11 +120,12 @@ def train_dit(
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
     optim = OptimSection(
-        lr=_LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.95), schedule="cosine", warmup_steps=100
-    )
+        name="muon", lr=_LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.95), schedule="cosine",
+        warmup_steps=100,
+    )  # fmt: skip
     loop = ResumableLoop(
         parameters, optim=optim, max_steps=max_steps, folder=folder,
-        generators={"flow": generator}, ema_decay=0.998,
+        generators={"flow": generator}, ema_decay=0.998, takes_muon=_is_multiplied,
     )  # fmt: skip
     batcher = LengthBatcher(
         [p.latents.shape[1] for p in pieces], frames_per_batch=frames_per_batch, seed=seed,
@@ -150,6 +151,11 @@ def train_dit(
         for name, parameter in parameters.items():
             parameter.copy_(loop.averages[name])
     return model
+
+
+def _is_multiplied(name: str, parameter: nn.Parameter) -> bool:
+    # of most rows of a table of words, or of features of a number, a step sees next to nothing
+    return "embed_tokens" not in name and "embedder.embedding" not in name
 
 
 def _loss(

@@ -6,6 +6,7 @@ from typing import Any
 
 from sa3lora.errors import RunError
 from sa3lora.recipe import Recipe
+from sa3lora.training.optim import ENDING_SCHEDULES
 
 # Keys that change nothing about the steps themselves.
 _FREE_SECTIONS = ("preview", "checkpoint")
@@ -32,7 +33,7 @@ def run_identity(recipe: Recipe, *, dataset: str, dit_hash: str) -> dict[str, An
             flat[f"{section}.{key}"] = value
     for key in _FREE_KEYS:
         flat.pop(key, None)
-    if recipe.optim.schedule != "cosine":
+    if recipe.optim.schedule not in ENDING_SCHEDULES:
         del flat["train.max_steps"]
     return {**flat, "dataset": dataset, "base model": dit_hash}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.config import LOKR, AdapterConfig, count_parameters
+from sa3lora.adapters.lokr import count_lokr
 from sa3lora.adapters.sites import check_rank, select_sites, site_shapes
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
@@ -73,7 +74,7 @@ def make_plan(
     adapter = AdapterConfig.from_section(recipe.adapter)
     sites = select_sites(shapes, adapter)
     check_rank({site: shapes[site] for site in sites}, adapter)
-    num_parameters = sum(count_parameters(adapter.type, adapter.r, *shapes[site]) for site in sites)
+    num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     batches = batch_statistics(data, world_size=world_size)
     rows = {
@@ -85,6 +86,7 @@ def make_plan(
             f"{len(sites)} of {len(shapes)} layers, {num_parameters:,} trainable parameters "
             f"({num_parameters * 4 / 1e6:.1f} MB)"
         ),
+        **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
         "memory": _memory(
             source, precision, num_base=num_base, trained=num_parameters, batches=batches
@@ -92,6 +94,23 @@ def make_plan(
         "time": "measured over the first steps, then shown",
     }
     return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, data, batches)))
+
+
+def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
+    if adapter.type == LOKR:
+        return count_lokr(adapter, shapes)
+    return sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes.values())
+
+
+def _start_rows(recipe: Recipe) -> dict[str, str]:
+    """Tell what is not trained from nothing, or not on the bare base."""
+    rows = {}
+    if recipe.adapter.from_ is not None:
+        rows["goes on from"] = str(recipe.adapter.from_)
+    if entries := recipe.adapter.stack_entries():
+        named = ", ".join(f"{path} at {strength:g}" for path, strength in entries)
+        rows["on top of"] = f"{named}, frozen in the weights"
+    return rows
 
 
 def batch_statistics(data: TrainingData, *, world_size: int) -> BatchStatistics:

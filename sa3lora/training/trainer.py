@@ -18,7 +18,13 @@ from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
 from sa3lora.training.processes import accelerated, is_main_process
-from sa3lora.training.result import RunRecord, TrainResult, flat_settings, write_result
+from sa3lora.training.result import (
+    RunRecord,
+    TrainResult,
+    finished_path,
+    flat_settings,
+    write_result,
+)
 from sa3lora.training.rng import undisturbed_rng
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
 from sa3lora.training.signals import StopRequest, stop_on_signal
@@ -107,6 +113,7 @@ class _Trainer:
             run=run,
             record=self._record,
             tell=self._tell,
+            averaged=self._loop.averaged,
         )
         if resume:
             self._restore()
@@ -206,16 +213,18 @@ class _Trainer:
     def _finish(self, tracker: Tracker) -> TrainResult:
         validation = self._observer.last
         if self._is_main:
-            write_result(
-                self._denoiser,
-                config=self._setup.adapter,
-                recipe=self._recipe,
-                run=self._folder,
-                record=self._record,
-                source=self._setup.source,
-                data=self._setup.data,
-                step=self._loop.step,
-            )
+            with self._loop.averaged():
+                write_result(
+                    self._denoiser,
+                    config=self._setup.adapter,
+                    recipe=self._recipe,
+                    run=self._folder,
+                    record=self._record,
+                    source=self._setup.source,
+                    data=self._setup.data,
+                    step=self._loop.step,
+                    stack=self._setup.stack,
+                )
             scores = (
                 {}
                 if validation is None
@@ -230,7 +239,7 @@ class _Trainer:
             run=self._folder,
             step=self._loop.step,
             finished=True,
-            adapter_path=self._folder.adapter_path,
+            adapter_path=finished_path(self._folder, self._setup.adapter),
             validation=self._observer.last,
             best_step=self._record.best_step,
         )
