@@ -38,6 +38,9 @@ class ObjectiveSection(Section):
     prompt_dropout: Share = 0.1
     context_weight: Weight = 1.0
     normalisation: Literal["none", "timestep", "sample", "sample_channel"] = "none"
+    min_snr_gamma: Positive | None = None
+    prior_weight: Weight = 0.0
+    prior_prompts: Annotated[list[str], Field(min_length=1)] | None = None
 
     @field_validator("inpaint")
     @classmethod

@@ -34,6 +34,7 @@ from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
+from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def build_text(setup: Setup) -> TextEmbeddings:
     """Embed captions and preview prompts that are not cached yet; the encoder is then freed."""
     text = TextEmbeddings(setup.data, setup.source)
     prompts = setup.data.captions() | set(preview_prompts(setup.recipe, setup.data))
+    prompts |= set(prior_prompts(setup.recipe.objective))
     with setup.processes.accelerator.main_process_first():
         added = text.build(sorted(prompts), device=setup.device.type)
     if added:
