@@ -179,10 +179,11 @@ def loss_of_draws(
     context_weight: float,
     normalisation: str,
     min_snr_gamma: float | None = None,
+    packed: bool = False,
 ) -> StepLoss:
     """Predict the velocity for fixed draws and score it; frames outside `mask` are absent."""
     predicted = predict_velocity(
-        denoiser, latents, mask=mask, seconds=seconds, text=text, draws=draws
+        denoiser, latents, mask=mask, seconds=seconds, text=text, draws=draws, packed=packed
     )
     loss = flow_loss(
         predicted,
@@ -195,14 +196,15 @@ def loss_of_draws(
     total = loss.total
     if min_snr_gamma is not None:
         total = (min_snr_weight(draws.t, min_snr_gamma) * loss.per_item).mean()
+    num_frames = int(mask.sum())
     return StepLoss(
         total=total,
         signal=loss.signal.detach(),
         context=loss.context.detach(),
         per_item=loss.per_item.detach(),
         t=draws.t,
-        num_frames=int(mask.sum()),
-        num_slots=mask.numel(),
+        num_frames=num_frames,
+        num_slots=num_frames if packed else mask.numel(),
     )
 
 
@@ -214,8 +216,12 @@ def predict_velocity(
     seconds: Tensor,
     text: Sequence[Tensor],
     draws: Draws,
+    packed: bool = False,
 ) -> Tensor:
-    """Predict the velocity of clips at their drawn noise, (B, C, T), float32."""
+    """Predict the velocity of clips at their drawn noise, (B, C, T), float32.
+
+    `packed` computes nothing for padding; it needs a mask that is a prefix of every row.
+    """
     data = latents.float()
     conditioning = denoiser.condition(list(text), seconds.to(latents.device, torch.float32))
     if bool(draws.dropped.any()):
@@ -227,5 +233,6 @@ def predict_velocity(
         keep=draws.keep,
         known=data * draws.keep[:, None, :],
         mask=mask,
+        packed=packed,
     )
     return predicted.float()

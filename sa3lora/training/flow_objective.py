@@ -53,9 +53,7 @@ class FlowObjective:
             objective=self._objective,
             model_config=setup.source.config,
             generator=self._generator,
-            silence=setup.data.train.silence,
-            max_frames=setup.data.max_frames,
-        )
+        )  # silence is behind the clips already, as the batcher drew it
         neutral = [self._draw_neutral(len(batch.captions)) for batch in batches]
         for clips, batch, prompts in zip(ready, batches, neutral, strict=True):
             with setup.autocast():
@@ -68,14 +66,17 @@ class FlowObjective:
         return draw_prompts(self._neutral, count, generator=self._generator)
 
     def _loss(self, clips: MicroBatch, captions: list[str], neutral: list[str]) -> StepLoss:
+        packed = self._setup.data.packed
         loss = loss_of_micro_batch(
             self._denoiser,
             clips,
             text=[self._text(caption) for caption in captions],
             objective=self._objective,
+            packed=packed,
         )
         if not neutral:
             return loss
-        prior = prior_loss(self._denoiser, clips, text=[self._text(prompt) for prompt in neutral])
+        neutral_text = [self._text(prompt) for prompt in neutral]
+        prior = prior_loss(self._denoiser, clips, text=neutral_text, packed=packed)
         total = loss.total + self._objective.prior_weight * prior
         return replace(loss, total=total, prior=prior.detach())

@@ -35,7 +35,9 @@ def draw_prompts(prompts: Sequence[str], count: int, *, generator: Generator) ->
     return [prompts[n] for n in chosen.tolist()]
 
 
-def prior_loss(denoiser: Denoiser, batch: MicroBatch, *, text: Sequence[Tensor]) -> Tensor:
+def prior_loss(
+    denoiser: Denoiser, batch: MicroBatch, *, text: Sequence[Tensor], packed: bool = False
+) -> Tensor:
     """Mean over clips of the squared distance between the adapter's and the base's velocity.
 
     Both see the noisy latents, noise level, duration and given frames that the clips train at;
@@ -46,6 +48,7 @@ def prior_loss(denoiser: Denoiser, batch: MicroBatch, *, text: Sequence[Tensor])
         denoiser: Base with the adapter under training.
         batch: Clips with their draws.
         text: Token embeddings of a neutral prompt for each clip, (L_i, D).
+        packed: Compute nothing for padding.
 
     Returns:
         Scalar with gradient, float32; 0 for a fresh adapter.
@@ -60,6 +63,7 @@ def prior_loss(denoiser: Denoiser, batch: MicroBatch, *, text: Sequence[Tensor])
             seconds=batch.seconds,
             text=text,
             draws=draws,
+            packed=packed,
         )
 
     with torch.no_grad(), without_adapters(denoiser):

@@ -31,6 +31,7 @@ from sa3lora.recipe import AdapterSection, Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
@@ -79,8 +80,14 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         )
     processes = ProcessGroup(accelerator)
     device = accelerator.device
-    data = TrainingData(recipe, source=source, rank=processes.rank, world_size=processes.size)
     precision = choose_precision(recipe.train, device=device.type)
+    data = TrainingData(
+        recipe,
+        source=source,
+        packed=uses_packing(recipe, device=device.type, compute=precision.compute),
+        rank=processes.rank,
+        world_size=processes.size,
+    )
     plan = make_plan(
         recipe,
         source=source,

@@ -155,6 +155,7 @@ def loss_of_micro_batch(
     *,
     text: Sequence[Tensor],
     objective: ObjectiveSection,
+    packed: bool = False,
 ) -> StepLoss:
     """Score the denoiser on a micro-batch as the recipe's objective says, prior term excluded."""
     return loss_of_draws(
@@ -167,6 +168,7 @@ def loss_of_micro_batch(
         context_weight=objective.context_weight,
         normalisation=objective.normalisation,
         min_snr_gamma=objective.min_snr_gamma,
+        packed=packed,
     )
 
 
