@@ -43,6 +43,7 @@ class Meter:
             "train/loss": sum(float(loss.total.detach()) for loss in losses) / count,
             "train/signal": sum(float(loss.signal) for loss in losses) / count,
             "train/context": sum(float(loss.context) for loss in losses) / count,
+            **_prior(losses),
             **bucket_losses(t, per_item),
             "optim/lr": update.lr,
             "optim/grad_norm": update.grad_norm,
@@ -62,6 +63,11 @@ class Meter:
             f"{a_step:.2f} s a step, so about {_duration(remaining * a_step)} to go; "
             f"peak memory {peak_memory(self._device) / 1e9:.2f} GB"
         )
+
+
+def _prior(losses: Sequence[StepLoss]) -> dict[str, float]:
+    values = [float(loss.prior) for loss in losses if loss.prior is not None]
+    return {"train/prior": sum(values) / len(values)} if values else {}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -114,18 +114,16 @@ def _start_rows(recipe: Recipe) -> dict[str, str]:
 
 
 def batch_statistics(data: TrainingData, *, world_size: int) -> BatchStatistics:
-    """Count the batches of the first epoch; silence extensions are drawn later and not in it."""
+    """Count the batches of the first epoch, with the silence behind their clips."""
     batcher = data.make_batcher(world_size=world_size)
     plans = [next(batcher) for _ in range(len(batcher))]
-    slots = sum(plan.num_frames * len(plan.crops) for plan in plans)
-    real = sum(crop.num_frames for plan in plans for crop in plan.crops)
+    slots = sum(plan.num_slots for plan in plans)
+    real = sum(plan.num_real for plan in plans)
     return BatchStatistics(
         num_batches=len(plans),
         clips_per_batch=sum(len(plan.crops) for plan in plans) / len(plans),
         padding_waste=1.0 - real / slots,
-        largest_frames=max(
-            (plan.num_frames + data.extra_frames) * len(plan.crops) for plan in plans
-        ),
+        largest_frames=max(plan.num_slots for plan in plans),
         num_singletons=sum(len(plan.crops) == 1 for plan in plans),
     )
 
@@ -146,7 +144,8 @@ def _data_rows(
         ),
         "batches": (
             f"{batches.num_batches} an epoch, {batches.clips_per_batch:.1f} clips each, at most "
-            f"{recipe.data.frames_per_batch:,} frames, {batches.padding_waste:.1%} padding"
+            f"{recipe.data.frames_per_batch:,} frames, "
+            + ("packed end to end" if data.packed else f"{batches.padding_waste:.1%} padding")
         ),
         "steps": (
             f"{recipe.train.max_steps:,}, {recipe.train.grad_accum * world_size} batches a step, "
@@ -195,7 +194,8 @@ def _notes(recipe: Recipe, data: TrainingData, batches: BatchStatistics) -> list
             else f"the run trains on the {recipe.data.split} split"
         )
         notes.append(f"no held-out loss, because {reason}")
-    if recipe.objective.coupling != "none" and batches.num_singletons:
+    alone = recipe.objective.coupling != "none" and recipe.train.grad_accum == 1
+    if alone and batches.num_singletons:
         notes.append(
             f"{batches.num_singletons} of {batches.num_batches} batches hold one clip, where "
             f"objective.coupling={recipe.objective.coupling} changes nothing"

@@ -35,9 +35,11 @@ from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
+from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
+from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.start import read_stack, read_start, start_identity
 
@@ -83,8 +85,14 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
-    data = TrainingData(recipe, source=source, rank=processes.rank, world_size=processes.size)
     precision = choose_precision(recipe.train, device=device.type)
+    data = TrainingData(
+        recipe,
+        source=source,
+        packed=uses_packing(recipe, device=device.type, compute=precision.compute),
+        rank=processes.rank,
+        world_size=processes.size,
+    )
     plan = make_plan(
         recipe,
         source=source,
@@ -115,6 +123,7 @@ def build_text(setup: Setup) -> TextEmbeddings:
     """Embed captions and preview prompts that are not cached yet; the encoder is then freed."""
     text = TextEmbeddings(setup.data, setup.source)
     prompts = setup.data.captions() | set(preview_prompts(setup.recipe, setup.data))
+    prompts |= set(prior_prompts(setup.recipe.objective))
     with setup.processes.accelerator.main_process_first():
         added = text.build(sorted(prompts), device=setup.device.type)
     if added:

@@ -13,6 +13,7 @@ from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, write_bytes_atomic
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
+from sa3lora.training.flow_objective import FlowObjective
 from sa3lora.training.identity import check_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
@@ -98,13 +99,10 @@ class _Trainer:
         self._denoiser: Denoiser = load_denoiser(setup)
         self._loop: ResumableLoop
         self._loop, generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
-        self._stepper = Stepper(
-            setup,
-            denoiser=self._denoiser,
-            text=self._text,
-            loop=self._loop,
-            generator=generator,
+        objective = FlowObjective(
+            setup, denoiser=self._denoiser, text=self._text, generator=generator
         )
+        self._stepper = Stepper(setup, objective=objective, loop=self._loop)
         self._record = record or self._start()
         self._observer = Observer(
             setup,
