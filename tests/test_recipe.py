@@ -38,7 +38,8 @@ def test_the_keys_are_those_of_the_design() -> None:
     assert [key for key in key_paths(Recipe) if key.startswith(("validate", "adapter."))] == [
         "adapter.type", "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
         "adapter.targets", "adapter.include", "adapter.exclude", "adapter.init", "adapter.from",
-        "validate", "validate.every", "validate.tuples",
+        "validate", "validate.every", "validate.tuples", "validate.select", "validate.patience",
+        "validate.drift",
     ]  # fmt: skip
 
 

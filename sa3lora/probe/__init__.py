@@ -1,19 +1,23 @@
 """Paired losses of two models on fixed draws, so that their difference has little noise."""
 
 from sa3lora.probe.draws import Draws, StepLoss, draw_step, loss_of_draws
-from sa3lora.probe.paired import PairedDifference, paired_difference
+from sa3lora.probe.gap import Gap, gap_between
+from sa3lora.probe.paired import PairedDifference, mean_by_track, paired_difference
 from sa3lora.probe.probe_set import ProbeItem, ProbeSet
 from sa3lora.probe.strengths import StrengthSearch, search_strengths
 
 __all__ = [
     "Draws",
+    "Gap",
     "PairedDifference",
     "ProbeItem",
     "ProbeSet",
     "StepLoss",
     "StrengthSearch",
     "draw_step",
+    "gap_between",
     "loss_of_draws",
+    "mean_by_track",
     "paired_difference",
     "search_strengths",
 ]
