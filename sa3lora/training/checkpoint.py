@@ -123,6 +123,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, step=step, info=info)
 
 
+def checkpoint_steps(root: Path) -> list[int]:
+    """Give the steps of the checkpoints there are, whole or not, in order."""
+    names = sorted(folder.name.removeprefix(_PREFIX) for folder in _folders(root))
+    return [int(name) for name in names if name.isdecimal()]
+
+
 def remove_leftovers(root: Path) -> None:
     """Remove what a killed process left half-written or half-removed."""
     for prefix in (_TEMPORARY, _REMOVED):

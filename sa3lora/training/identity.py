@@ -10,7 +10,10 @@ from sa3lora.training.optim import ENDING_SCHEDULES
 
 # Keys that change nothing about the steps themselves.
 _FREE_SECTIONS = ("preview", "checkpoint")
-_FREE_KEYS = ("data.root", "validate.every", "model")
+_FREE_KEYS = (
+    "data.root", "model", "validate.every", "validate.select", "validate.patience",
+    "validate.drift",
+)  # fmt: skip
 
 
 def run_identity(recipe: Recipe, *, dataset: str, dit_hash: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
+from sa3lora.training.drift import drift_prompts
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
@@ -124,6 +125,8 @@ def build_text(setup: Setup) -> TextEmbeddings:
     text = TextEmbeddings(setup.data, setup.source)
     prompts = setup.data.captions() | set(preview_prompts(setup.recipe, setup.data))
     prompts |= set(prior_prompts(setup.recipe.objective))
+    if setup.recipe.validation.every and setup.recipe.validation.drift:
+        prompts |= set(drift_prompts())
     with setup.processes.accelerator.main_process_first():
         added = text.build(sorted(prompts), device=setup.device.type)
     if added:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import nullcontext
 
 import torch
 
+from sa3lora.adapters.inject import import_adapter_state
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, write_bytes_atomic
+from sa3lora.training.checkpoint import checkpoint_steps
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
 from sa3lora.training.flow_objective import FlowObjective
+from sa3lora.training.hparams import final_scores, flat_settings
 from sa3lora.training.identity import check_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
 from sa3lora.training.processes import accelerated, is_main_process
-from sa3lora.training.result import (
-    RunRecord,
-    TrainResult,
-    finished_path,
-    flat_settings,
-    write_result,
-)
+from sa3lora.training.result import RunRecord, TrainResult, finished_path, write_result
 from sa3lora.training.rng import undisturbed_rng
+from sa3lora.training.selection import Chosen
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
 from sa3lora.training.signals import StopRequest, stop_on_signal
 from sa3lora.training.stepper import Stepper
@@ -147,9 +146,11 @@ class _Trainer:
         if info is None:
             self._tell("note", "no checkpoint to go on from, so it starts at step 0")
             self._record.forget_after(0)
+            self._observer.restore(0)
             return
         self._setup.data.load_state_dict(info["sampler"][self._setup.processes.rank])
         self._record.forget_after(self._loop.step)
+        self._observer.restore(self._loop.step)
         self._tell("note", f"going on after step {self._loop.step}")
 
     def run(self) -> TrainResult:
@@ -159,14 +160,14 @@ class _Trainer:
             Tracker(self._folder.path, first_step=first_step, enabled=self._is_main) as tracker,
             stop_on_signal() as stop,
         ):
-            while self._remaining() > 0:
+            tracker.layout()
+            while self._remaining() > 0 and not self._out_of_patience():
                 self._take_step(tracker)
                 self._observer.after_step(self._loop.step, tracker)
                 if self._must_stop(stop):
                     return self._stopped(stop)
                 if self._is_due(self._recipe.checkpoint.every):
                     self._save()
-            self._observer.at_end(self._loop.step)
             return self._finish(tracker)
 
     def _take_step(self, tracker: Tracker) -> None:
@@ -178,6 +179,16 @@ class _Trainer:
 
     def _remaining(self) -> int:
         return self._recipe.train.max_steps - self._loop.step
+
+    def _out_of_patience(self) -> bool:
+        """Whether no step has been better for so long that the recipe wants the run to end."""
+        if not self._setup.processes.any(self._observer.selection.out_of_patience):
+            return False
+        waited = self._observer.selection.verdict.waited
+        self._tell("note", f"ends here: no better step in {waited} validations")
+        if self._loop.step not in checkpoint_steps(self._folder.checkpoints):
+            self._save()
+        return True
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self._loop.step % every == 0 or self._remaining() == 0)
@@ -204,34 +215,20 @@ class _Trainer:
             finished=False,
             adapter_path=None,
             validation=self._observer.last,
-            best_step=self._record.best_step,
+            overfits_since=self._observer.selection.verdict.overfits_since,
             signal=stop.name or "another process",
         )
 
     def _finish(self, tracker: Tracker) -> TrainResult:
-        validation = self._observer.last
-        if self._is_main:
-            with self._loop.averaged():
-                write_result(
-                    self._denoiser,
-                    config=self._setup.adapter,
-                    recipe=self._recipe,
-                    run=self._folder,
-                    record=self._record,
-                    source=self._setup.source,
-                    data=self._setup.data,
-                    step=self._loop.step,
-                    stack=self._setup.stack,
-                )
-            scores = (
-                {}
-                if validation is None
-                else {
-                    "hparams/difference": validation.main.difference,
-                    "hparams/adapter_loss": validation.main.adapter,
-                }
-            )
-            tracker.hparams(flat_settings(self._recipe), scores)
+        selection = self._observer.selection
+        chosen = selection.choose(self._loop.step)
+        if chosen.adapter is not None:
+            import_adapter_state(self._denoiser, chosen.adapter.tensors)
+        # What was kept of an earlier step is an average already, where averages are asked for.
+        with self._loop.averaged() if chosen.adapter is None else nullcontext():
+            self._observer.at_end(chosen.step, tracker)
+            if self._is_main:
+                self._write(chosen, tracker)
         self._setup.processes.wait()
         return TrainResult(
             run=self._folder,
@@ -239,8 +236,26 @@ class _Trainer:
             finished=True,
             adapter_path=finished_path(self._folder, self._setup.adapter),
             validation=self._observer.last,
-            best_step=self._record.best_step,
+            adapter_step=chosen.step,
+            reason=chosen.reason,
+            overfits_since=selection.verdict.overfits_since,
         )
+
+    def _write(self, chosen: Chosen, tracker: Tracker) -> None:
+        write_result(
+            self._denoiser,
+            config=self._setup.adapter,
+            recipe=self._recipe,
+            run=self._folder,
+            record=self._record,
+            source=self._setup.source,
+            data=self._setup.data,
+            last_step=self._loop.step,
+            chosen=chosen,
+            stack=self._setup.stack,
+        )
+        scores = final_scores(self._record.content, self._observer.last, step=chosen.step)
+        tracker.hparams(flat_settings(self._recipe), scores)
 
     def _tell(self, kind: EventKind, text: str = "", *, loss: float | None = None) -> None:
         if self._is_main:

@@ -32,9 +32,12 @@ def test_base_and_adapter_start_from_the_same_noise_and_the_base_is_made_once(
             for _, parameter in adapter_parameters(denoiser):
                 parameter.add_(0.05)
         trained = previewer.run(denoiser, 1, tracker=tracker)
-    assert [path.name for path in fresh] == ["01-base.wav", "01-step-00000000.wav"]
+    names = ["00-ground-truth.wav", "01-base.wav", "01-step-00000000.wav"]
+    assert [path.name for path in fresh] == names
     assert [path.name for path in trained] == ["01-step-00000001.wav"]
-    base, untrained, after = (read_audio(path)[0] for path in [*fresh, *trained])
+    assert previewer.has(1)
+    assert not previewer.has(2)
+    base, untrained, after = (read_audio(path)[0] for path in [*fresh[1:], *trained])
     assert base.shape == (2, 800)
     assert torch.equal(base, untrained)
     assert not torch.equal(base, after)
