@@ -37,6 +37,7 @@ from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
+from sa3lora.training.teacher_source import distilled, teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             f"model: {source.name} is an autoencoder alone and cannot be trained. Name a model "
             "that generates, such as small-music-base."
         )
+    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -99,6 +101,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     identity = run_identity(recipe, dataset=data.train.meta.fingerprint, dit_hash=source.dit_hash)
     if recipe.adapter.from_ is not None:
         identity["adapter.from"] = _start_hash(recipe.adapter, recipe.adapter.from_, source)
+    identity |= teacher_identity(recipe, source)
     return Setup(
         recipe=recipe,
         source=source,
