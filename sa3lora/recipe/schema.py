@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sa3lora.recipe.adapter_section import AdapterSection
+from sa3lora.recipe.distill_section import DistillSection
 from sa3lora.recipe.optim_section import OptimSection
 from sa3lora.recipe.section import (
     Count,
@@ -126,6 +127,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     adapter: AdapterSection = AdapterSection()
     objective: ObjectiveSection = ObjectiveSection()
+    distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
     validation: ValidationSection = Field(default=ValidationSection(), alias="validate")

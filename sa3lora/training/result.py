@@ -158,10 +158,15 @@ def shareable_recipe(recipe: Recipe) -> str:
         adapter = adapter.model_copy(update={"from_": Path(adapter.from_.name)})
     names = [f"{path.name}={strength!r}" for path, strength in adapter.stack_entries()]
     adapter = adapter.model_copy(update={"stack": names})
+    distill = recipe.distill
+    if distill.teacher is not None:
+        distill = distill.model_copy(update={"teacher": Path(distill.teacher.name)})
+    if distill.base is not None and Path(distill.base).is_dir():
+        distill = distill.model_copy(update={"base": Path(distill.base).name})
     model = recipe.model
     if model is not None and Path(model).is_dir():
         model = Path(model).name
-    changes = {"model": model, "data": data, "adapter": adapter}
+    changes = {"model": model, "data": data, "adapter": adapter, "distill": distill}
     return recipe.model_copy(update=changes).to_yaml()
 
 

@@ -43,6 +43,7 @@ from sa3lora.training.preview import preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.start import read_stack, read_start, start_identity
+from sa3lora.training.teacher_source import distilled, teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
+    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -106,6 +108,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
     identity.pop("adapter.stack")
     identity |= start_identity(read_start(recipe.adapter, source), stack)
+    identity |= teacher_identity(recipe, source)
     return Setup(
         recipe=recipe,
         source=source,

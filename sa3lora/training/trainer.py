@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -15,8 +16,8 @@ from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, write_bytes_atomic
 from sa3lora.training.checkpoint import checkpoint_steps
 from sa3lora.training.data import TextEmbeddings
+from sa3lora.training.distillation import make_objective
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
-from sa3lora.training.flow_objective import FlowObjective
 from sa3lora.training.hparams import final_scores, flat_settings
 from sa3lora.training.identity import check_identity
 from sa3lora.training.loop import ResumableLoop
@@ -29,6 +30,7 @@ from sa3lora.training.selection import Chosen
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
 from sa3lora.training.signals import StopRequest, stop_on_signal
 from sa3lora.training.stepper import Stepper
+from sa3lora.training.teacher import TEACHER_FOLDER, make_pairs
 from sa3lora.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ def train(
             begun = True
             return trainer.run()
     finally:
-        if not begun and not resume and is_main_process():
+        made_nothing = not begun and not (run.path / TEACHER_FOLDER).is_dir()
+        if made_nothing and not resume and is_main_process():
             shutil.rmtree(run.path, ignore_errors=True)
 
 
@@ -95,14 +98,21 @@ class _Trainer:
         torch.manual_seed(setup.recipe.train.seed)  # of the adapter's dropout
         record = self._previous_record(resume)
         self._text: TextEmbeddings = build_text(setup)
+        self._record = record or self._start()
+        teacher_folder = run.path / TEACHER_FOLDER
+        if setup.recipe.distill.teacher is not None:
+            make_pairs(setup, self._text, teacher_folder, tell=partial(self._note, 0))
         self._denoiser: Denoiser = load_denoiser(setup)
         self._loop: ResumableLoop
         self._loop, generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
-        objective = FlowObjective(
-            setup, denoiser=self._denoiser, text=self._text, generator=generator
+        objective = make_objective(
+            setup,
+            denoiser=self._denoiser,
+            text=self._text,
+            generator=generator,
+            teacher_folder=teacher_folder,
         )
         self._stepper = Stepper(setup, objective=objective, loop=self._loop)
-        self._record = record or self._start()
         self._observer = Observer(
             setup,
             denoiser=self._denoiser,
@@ -256,6 +266,10 @@ class _Trainer:
         )
         scores = final_scores(self._record.content, self._observer.last, step=chosen.step)
         tracker.hparams(flat_settings(self._recipe), scores)
+
+    def _note(self, step: int, text: str) -> None:
+        if self._is_main:
+            self._progress(TrainEvent("note", step, self._recipe.train.max_steps, text))
 
     def _tell(self, kind: EventKind, text: str = "", *, loss: float | None = None) -> None:
         if self._is_main:
