@@ -9,10 +9,11 @@ does not win, slow progress does (it is compared with the kept step, not with th
 of equals the step with less training stays. Only the kept step's adapter has to be stored.
 
 Overfitting: the gap is the change of held-out loss less the change of training loss. A run overfits
-from the first of two validations in a row at which both the gap itself and its growth since the
-kept step lie above 0 with their whole 95 % interval. Either alone is not enough: some training
-tracks are just easier than the held-out ones, and the kept step is by its choice a lucky one. In
-simulated runs of twenty validations without overfitting the rule speaks up in at most 5 of 100.
+from the first of two validations in a row at which the held-out loss is not below that of the kept
+step, and both the gap itself and its growth since then lie above 0 with their whole 95 % interval.
+Each alone is not enough: some training tracks are just easier than the held-out ones, the kept step
+is by its choice a lucky one, and slow progress is no overfitting. In simulated runs of twenty
+validations without overfitting the rule speaks up in at most 5 of 100.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def judge(points: Sequence[Point]) -> Verdict:
         if chosen is None or point is chosen:
             continue
         growth = growth_between(chosen, point)
-        grown = [*grown, point.step] if gap.is_real and growth.is_real else []
+        no_gain = point.difference >= chosen.difference
+        grown = [*grown, point.step] if no_gain and gap.is_real and growth.is_real else []
         if len(grown) >= _IN_A_ROW and overfits_since is None:
             overfits_since = grown[0]
     return Verdict(chosen, gap, growth, overfits_since, waited)

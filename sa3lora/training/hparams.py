@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import summary_v2
+from tensorboard.plugins.hparams import plugin_data_pb2, summary_v2
 from torch.utils.tensorboard.summary import hparams
 
 from sa3lora.recipe import Recipe
@@ -18,21 +18,24 @@ Setting = bool | str | float
 _FIRST = ("adapter", "optim", "train", "data", "objective", "validate")
 _LEFT_OUT = ("preview", "checkpoint")  # sections without influence on the adapter
 
+# The tab shows five settings at first, by name, those before others that are said to differ.
+_SHOWN = ("adapter.r", "adapter.type", "data.root", "optim.lr", "train.max_steps")
+
 # Tags of final scores and their columns' names. The second group is written by `evaluate` into the
 # run's folder `evaluation`, so a run that is evaluated later gets them too.
 SCORES = {
-    "hparams/held_out_difference": "held-out loss, adapter - base",
-    "hparams/held_out_loss": "held-out loss",
-    "hparams/gap": "gap to training tracks",
-    "hparams/adapter_step": "step of the adapter",
-    "hparams/overfits_since": "overfits since step (0: never)",
-    "hparams/drift": "drift on neutral prompts",
-    "hparams/training_difference": "training loss, adapter - base",
+    "score/held_out_difference": "held-out loss, adapter - base",
+    "score/held_out_loss": "held-out loss",
+    "score/gap": "gap to training tracks",
+    "score/adapter_step": "step of the adapter",
+    "score/overfits_since": "overfits since step (0: never)",
+    "score/drift": "drift on neutral prompts",
+    "score/training_difference": "training loss, adapter - base",
 }
 EVALUATION_SCORES = {
-    "hparams/fad": "FAD",
-    "hparams/kad": "KAD",
-    "hparams/clap": "CLAP score",
+    "score/fad": "FAD",
+    "score/kad": "KAD",
+    "score/clap": "CLAP score",
 }
 
 
@@ -63,20 +66,20 @@ def final_scores(
         validation: Paired losses of the adapter, None without validation.
         step: The step that the adapter is of.
     """
-    found: dict[str, float | None] = {"hparams/adapter_step": float(step)}
+    found: dict[str, float | None] = {"score/adapter_step": float(step)}
     if validation is not None:
         training = validation.results.get("train")
         held_out = validation.results.get("validation")
         if training is not None:
-            found["hparams/training_difference"] = training.difference
+            found["score/training_difference"] = training.difference
         if held_out is not None:
-            found["hparams/held_out_difference"] = held_out.difference
-            found["hparams/held_out_loss"] = held_out.adapter
-            found["hparams/overfits_since"] = float(manifest["overfits_since"] or 0)
+            found["score/held_out_difference"] = held_out.difference
+            found["score/held_out_loss"] = held_out.adapter
+            found["score/overfits_since"] = float(manifest["overfits_since"] or 0)
     for entry in manifest["validation"]:
         if entry["step"] == step:
-            found["hparams/gap"] = entry.get("gap", {}).get("value")
-            found["hparams/drift"] = entry.get("drift_neutral_prompts")
+            found["score/gap"] = entry.get("gap", {}).get("value")
+            found["score/drift"] = entry.get("drift")
     return {tag: value for tag, value in found.items() if value is not None}
 
 
@@ -92,11 +95,20 @@ def hparams_summaries(settings: Mapping[str, Setting], *, run: str) -> list[Summ
         summary_v2.Metric(tag, group="evaluation", display_name=name)
         for tag, name in EVALUATION_SCORES.items()
     ]
-    columns = [summary_v2.HParam(name) for name in settings]
+    columns = summary_v2.hparams_config_pb([summary_v2.HParam(name) for name in settings], metrics)
+    _put_first(columns, _SHOWN)
     # The packaged function for the end of a session needs tensorflow; torch has its own.
     *_, end = hparams({}, {})  # type: ignore[no-untyped-call]
     return [
-        summary_v2.hparams_config_pb(columns, metrics),
+        columns,
         summary_v2.hparams_pb(dict(settings), trial_id=run),
         end,
     ]
+
+
+def _put_first(columns: Summary, names: Collection[str]) -> None:
+    plugin = columns.value[0].metadata.plugin_data
+    data = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = data.SerializeToString()

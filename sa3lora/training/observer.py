@@ -132,7 +132,7 @@ class Observer:
             with self._setup.autocast():
                 self.last = self._seen[step] = validator.run(self._denoiser, step)
                 if self._drift is not None:
-                    drift = {"drift/neutral_prompts": self._drift.measure(self._denoiser)}
+                    drift = {"fit/drift": self._drift.measure(self._denoiser)}
             verdict = self.selection.add(self.last, extra=extra)
         scalars = {**self.last.scalars(), **verdict_scalars(verdict), **drift}
         tracker.scalars(scalars, step)
@@ -176,7 +176,11 @@ def verdict_scalars(verdict: Verdict) -> Mapping[str, float]:
     values: dict[str, float | None] = {}
     for name, gap in (("gap", verdict.gap), ("gap_growth", verdict.growth)):
         if isinstance(gap, Gap):
-            values |= {name: gap.value, f"{name}_low": gap.low, f"{name}_high": gap.high}
+            values |= {
+                f"fit/{name}": gap.value,
+                f"margins/{name}_low": gap.low,
+                f"margins/{name}_high": gap.high,
+            }
     if verdict.gap is not None and verdict.chosen is not None:
-        values["chosen_step"] = float(verdict.chosen.step)
-    return {f"overfitting/{name}": value for name, value in values.items() if value is not None}
+        values["fit/chosen_step"] = float(verdict.chosen.step)
+    return {tag: value for tag, value in values.items() if value is not None}

@@ -127,7 +127,7 @@ class RunRecord:
         """Record paired losses, the gap between held-out and training tracks, and drift."""
         gaps = {"gap": verdict.gap, "gap_growth": verdict.growth}
         told = {name: asdict(gap) for name, gap in gaps.items() if gap is not None}
-        named = {tag.replace("/", "_"): value for tag, value in drift.items()}
+        named = {tag.partition("/")[2]: value for tag, value in drift.items()}
         self.content["validation"].append({**validation.to_json(), **told, **named})
         self.note_choice(verdict)
 

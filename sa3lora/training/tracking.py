@@ -25,12 +25,12 @@ _SPECTROGRAM_RANGE_DB = 80.0
 _LAYOUT = {
     "adapter against base": {
         f"{title}, with its 95 % interval": [
-            "Margin", [tag, f"{tag}_low", f"{tag}_high"],
+            "Margin", [f"fit/{tag}", f"margins/{tag}_low", f"margins/{tag}_high"],
         ]
         for title, tag in {
-            "held-out loss, difference": "validation/difference",
-            "training loss, difference": "train_probe/difference",
-            "gap between them": "overfitting/gap",
+            "held-out loss, difference": "held_out_difference",
+            "training loss, difference": "training_difference",
+            "gap between them": "gap",
         }.items()
     }
 }  # fmt: skip

@@ -66,19 +66,18 @@ class Validation:
         return self.results.get(VALIDATION) or self.results[TRAINING]
 
     def scalars(self) -> dict[str, float]:
-        """Give the scalars to log, by tag."""
-        values: dict[str, float] = {}
+        """Give the scalars to log, by tag: `fit/` is what to look at first."""
+        values: dict[str, float | None] = {}
         for kind, result in self.results.items():
-            tag = "validation" if kind == VALIDATION else "train_probe"
-            named = {
-                "base": result.base,
-                "adapter": result.adapter,
-                "difference": result.difference,
-                "difference_low": result.low,
-                "difference_high": result.high,
+            name = "held_out" if kind == VALIDATION else "training"
+            values |= {
+                f"fit/{name}_difference": result.difference,
+                f"margins/{name}_difference_low": result.low,
+                f"margins/{name}_difference_high": result.high,
+                f"validation/{name}_base": result.base,
+                f"validation/{name}_adapter": result.adapter,
             }
-            values |= {f"{tag}/{k}": v for k, v in named.items() if v is not None}
-        return values
+        return {tag: value for tag, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values for the manifest."""

@@ -97,6 +97,21 @@ def test_a_better_step_after_all_withdraws_the_flag() -> None:
     assert (verdict.overfits_since, verdict.waited) == (None, 0)
 
 
+def test_slow_progress_is_no_overfitting() -> None:
+    kept = _point(10, (-0.2, -0.21, -0.19), (-0.2, -0.21, -0.22))
+    later = [
+        _point(step, (-0.2 - gain, -0.2, -0.19), (-0.5, -0.52, -0.53))
+        for step, gain in ((20, 0.012), (30, 0.015), (40, 0.02))
+    ]
+    verdict = judge([kept, *later])
+    assert verdict.chosen is kept
+    assert verdict.gap is not None
+    assert verdict.growth is not None
+    assert verdict.gap.is_real
+    assert verdict.growth.is_real
+    assert verdict.overfits_since is None
+
+
 def test_one_bad_validation_is_no_overfitting() -> None:
     points = _learning_by_heart()[:3]
     bad = _point(40, (0.5, 0.5, 0.52), (-0.4, -0.4, -0.4, -0.41))

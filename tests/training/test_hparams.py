@@ -34,28 +34,28 @@ def test_scores_are_those_of_the_step_that_was_written() -> None:
     manifest = {
         "overfits_since": 30,
         "validation": [
-            {"step": 20, "gap": {"value": 0.1}, "drift_neutral_prompts": 0.01},
-            {"step": 40, "gap": {"value": 0.9}, "drift_neutral_prompts": 0.5},
+            {"step": 20, "gap": {"value": 0.1}, "drift": 0.01},
+            {"step": 40, "gap": {"value": 0.9}, "drift": 0.5},
         ],
     }
     results = {"validation": _difference(-0.1), "train": _difference(-0.2)}
     scores = final_scores(manifest, Validation(20, results), step=20)
     assert set(scores) == set(SCORES)
-    assert scores["hparams/gap"] == 0.1
-    assert scores["hparams/drift"] == 0.01
-    assert scores["hparams/overfits_since"] == 30.0
-    assert scores["hparams/held_out_difference"] == -0.1
+    assert scores["score/gap"] == 0.1
+    assert scores["score/drift"] == 0.01
+    assert scores["score/overfits_since"] == 30.0
+    assert scores["score/held_out_difference"] == -0.1
 
 
 def test_a_run_without_validation_still_says_its_step() -> None:
     manifest = {"overfits_since": None, "validation": []}
-    assert final_scores(manifest, None, step=9) == {"hparams/adapter_step": 9.0}
+    assert final_scores(manifest, None, step=9) == {"score/adapter_step": 9.0}
 
 
 def test_runs_stay_rows_of_their_own_with_every_score_as_a_column(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with Tracker(tmp_path / name, first_step=1) as tracker:
-            tracker.hparams({"adapter.r": 4, "optim.name": "adamw"}, {"hparams/gap": 0.25})
+            tracker.hparams({"adapter.r": 4, "optim.name": "adamw"}, {"score/gap": 0.25})
     events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
     trials = set()
     for name in ("one", "two"):
@@ -72,6 +72,6 @@ def test_runs_stay_rows_of_their_own_with_every_score_as_a_column(tmp_path: Path
         assert named == {(tag, "") for tag in SCORES} | {
             (tag, "evaluation") for tag in EVALUATION_SCORES
         }
-        scalars = events.GetAccumulator(name).Scalars("hparams/gap")
+        scalars = events.GetAccumulator(name).Scalars("score/gap")
         assert scalars[0].value == pytest.approx(0.25)
     assert len(trials) == 2

@@ -21,12 +21,12 @@ def test_the_warning_names_the_kept_step_the_first_bad_one_and_the_growth() -> N
 def test_scalars_hold_the_gap_with_its_interval_and_growth_only_behind_the_kept_step() -> None:
     first = verdict_scalars(judge([_KEPT]))
     assert set(first) == {
-        "overfitting/gap", "overfitting/gap_low", "overfitting/gap_high", "overfitting/chosen_step",
+        "fit/gap", "margins/gap_low", "margins/gap_high", "fit/chosen_step",
     }  # fmt: skip
     later = verdict_scalars(judge([_KEPT, *_LATER]))
-    assert later["overfitting/chosen_step"] == 10.0
-    assert later["overfitting/gap_growth_low"] > 0
-    assert later["overfitting/gap_low"] < later["overfitting/gap"] < later["overfitting/gap_high"]
+    assert later["fit/chosen_step"] == 10.0
+    assert later["margins/gap_growth_low"] > 0
+    assert later["margins/gap_low"] < later["fit/gap"] < later["margins/gap_high"]
 
 
 def test_without_held_out_clips_there_is_no_gap_to_show() -> None:
