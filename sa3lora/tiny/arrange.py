@@ -23,11 +23,18 @@ _GENRES: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
 _WITH_BASS = {"jazz": 0.8, "electronic": 0.8, "rock": 0.9, "folk": 0.5, "world": 0.4}
 
 
-def draw_plan(rng: np.random.Generator, *, timbre: str | None = None, single: bool = False) -> Plan:
+def draw_plan(
+    rng: np.random.Generator,
+    *,
+    timbre: str | None = None,
+    single: bool = False,
+    tempo_bpm: float | None = None,
+) -> Plan:
     """Draw a plan of the pretraining distribution; `timbre` asks for a solo of that one."""
     tempo = float(rng.choice(COMMON_BPM))
     if rng.random() < 0.3:
         tempo = float(rng.integers(MIN_BPM, MAX_BPM + 1))
+    tempo = tempo if tempo_bpm is None else tempo_bpm
     key = Key(int(rng.integers(12)), str(rng.choice(list(SCALES))))
     density = DENSITIES[int(rng.choice(3, p=[0.25, 0.4, 0.35]))]
     if single or timbre is not None:

@@ -25,8 +25,8 @@ class Description:
 
     @property
     def tempo_words(self) -> str:
-        """The tempo as in prompts: "96 BPM"."""
-        return f"{self.tempo_bpm:g} BPM"
+        """The tempo as in prompts, to the nearest whole: "96 BPM"."""
+        return f"{self.tempo_bpm:.0f} BPM"
 
 
 def mood_of(mode: str, tempo_bpm: float, *, density: str) -> str:

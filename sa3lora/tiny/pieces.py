@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sa3lora.tiny.captions import Description, full_caption, write_caption
 from sa3lora.tiny.composer import Event, Part, Plan, compose
 from sa3lora.tiny.oscillators import Signal
 from sa3lora.tiny.render import finish, mix, room
+from sa3lora.tiny.shape import RATIO, SAMPLE_RATE
 from sa3lora.tiny.styles import STYLES, tonic_name
 from sa3lora.tiny.timbres import TIMBRES
 
@@ -26,6 +27,9 @@ HELD_OUT_SEED = 10_000_000
 #: Seeds from here to `HELD_OUT_SEED` are solos of instruments that mark the beat.
 RHYTHM_SEED = 5_000_000
 RHYTHM_TIMBRES = ("drums", "guitar", "marimba", "piano", "bass", "harpsichord")
+#: Their tempos, slow to fast: beats of 8, 7, 6, 5, 4.5 and 4 latents, so that each is a pattern
+#: of latents that repeats.
+RHYTHM_BPM = tuple(60.0 * SAMPLE_RATE / RATIO / beat for beat in (8, 7, 6, 5, 4.5, 4))
 MIN_DURATION_S = 1.0
 MAX_DURATION_S = 24.0
 
@@ -56,6 +60,7 @@ def make_piece(
     style: str | None = None,
     timbre: str | None = None,
     single: bool = False,
+    tempo_bpm: float | None = None,
 ) -> Piece:
     """Compose and render the piece of a seed.
 
@@ -68,12 +73,13 @@ def make_piece(
         style: One of the left-out `STYLES`; None for the music of pretraining.
         timbre: The only instrument of the piece (implies `single`).
         single: Use one instrument only.
+        tempo_bpm: Instead of the tempo that the seed draws; a style has its own.
     """
     _check(duration_s, style=style, timbre=timbre, single=single)
     rng = np.random.default_rng([seed, 0])
     if style is not None:
         return _styled(seed, style, rng, duration_s=duration_s, sample_rate=sample_rate)
-    plan = draw_plan(rng, timbre=timbre, single=single)
+    plan = draw_plan(rng, timbre=timbre, single=single, tempo_bpm=tempo_bpm)
     events = compose(plan, rng, duration_s=duration_s)
     audio = mix(events, plan.parts, duration_s=duration_s, sample_rate=sample_rate)
     audio = room(audio, plan.reverb, sample_rate=sample_rate)
@@ -170,12 +176,20 @@ def pretraining_piece(
         duration_s=duration_s if duration_s is not None else length,
         sample_rate=sample_rate,
         single=single,
-        timbre=_rhythm_timbre(seed),
+        **_rhythm(seed),
     )
 
 
-def _rhythm_timbre(seed: int) -> str | None:
-    return RHYTHM_TIMBRES[seed % len(RHYTHM_TIMBRES)] if seed >= RHYTHM_SEED else None
+class _Rhythm(TypedDict):
+    timbre: str | None
+    tempo_bpm: float | None
+
+
+def _rhythm(seed: int) -> _Rhythm:
+    if seed < RHYTHM_SEED:
+        return {"timbre": None, "tempo_bpm": None}
+    tempo, timbre = divmod(seed % (len(RHYTHM_BPM) * len(RHYTHM_TIMBRES)), len(RHYTHM_TIMBRES))
+    return {"timbre": RHYTHM_TIMBRES[timbre], "tempo_bpm": RHYTHM_BPM[tempo]}
 
 
 def write_style_folder(
@@ -204,8 +218,7 @@ def write_style_folder(
 def pretraining_plan(seed: int) -> Plan:
     """Give the plan of `pretraining_piece` without composing it, a thousand times faster."""
     single = bool(np.random.default_rng([seed, 3]).random() < 0.5)
-    timbre = _rhythm_timbre(seed)
-    return draw_plan(np.random.default_rng([seed, 0]), timbre=timbre, single=single)
+    return draw_plan(np.random.default_rng([seed, 0]), single=single, **_rhythm(seed))
 
 
 def pretraining_caption(seed: int) -> str:
