@@ -178,14 +178,15 @@ def _fusible(layer: Any) -> str | None:
     base = layer.get_base_layer()
     if len(active) != 1 or type(base) is not nn.Linear or base.weight.requires_grad:
         return None
-    (name,) = active
+    name = str(active[0])
     dropout = layer.lora_dropout[name]
     if dropout.training and not isinstance(dropout, nn.Identity):
         return None
     if name not in layer.lora_parts:
         return name
     parts = layer.lora_parts[name]
-    return name if parts.shared and parts.adapter_type in FUSED else None
+    fusible: bool = parts.shared and parts.adapter_type in FUSED
+    return name if fusible else None
 
 
 def _low_rank(layer: Any, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
