@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sa3lora.adapters.config import LOW_RANK
+from sa3lora.adapters.fused import low_rank_linear
 from sa3lora.adapters.parts import PISSA, AdapterParts
 from sa3lora.errors import AdapterError
 
 _FIELD = "sa3_type"
+FUSED = ("dora-rows", "lora-xs", "dora-rows-xs")  # beside plain LoRA
 _PARTS = "lora_parts"  # the prefix makes PEFT place it with its layer
 
 
@@ -123,6 +125,21 @@ class Sa3Linear(_Sa3Layer, lora.Linear):  # type: ignore[misc]
 
     adapter_layer_names = (*lora.Linear.adapter_layer_names, _PARTS)
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Give what the layer gives with its adapters, in one step where it can be."""
+        layer: Any = self
+        name = None if args or kwargs else _fusible(layer)
+        if name is None:
+            slow: Tensor = super().forward(x, *args, **kwargs)
+            return slow
+        down, up = low_rank_of(layer, name)
+        rows = None
+        if name in layer.lora_parts:
+            with torch.autocast(x.device.type, enabled=False):
+                rows = layer.lora_parts[name].scaling(down, up).rows
+        base = layer.get_base_layer()
+        return low_rank_linear(x, base.weight, base.bias, down=down, up=up, rows=rows)
+
 
 class Sa3Conv1d(_Sa3Layer, lora.Conv1d):  # type: ignore[misc]
     """A convolution with adapters of any type."""
@@ -151,6 +168,25 @@ def low_rank_of(layer: Any, adapter_name: str) -> tuple[Tensor, Tensor]:
         with torch.autocast(up.device.type, enabled=False):
             up = up @ parts[adapter_name].M_xs
     return down, layer.scaling[adapter_name] * up
+
+
+def _fusible(layer: Any) -> str | None:
+    """Name the one adapter of a layer that `low_rank_linear` can stand in for, if it can."""
+    if layer.disable_adapters or layer.merged:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    base = layer.get_base_layer()
+    if len(active) != 1 or type(base) is not nn.Linear or base.weight.requires_grad:
+        return None
+    name = str(active[0])
+    dropout = layer.lora_dropout[name]
+    if dropout.training and not isinstance(dropout, nn.Identity):
+        return None
+    if name not in layer.lora_parts:
+        return name
+    parts = layer.lora_parts[name]
+    fusible: bool = parts.shared and parts.adapter_type in FUSED
+    return name if fusible else None
 
 
 def _low_rank(layer: Any, x: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -9,106 +9,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sa3lora.models.attention import attention, packed_attention
 from sa3lora.models.config import DitConfig
+from sa3lora.models.dit_attention import CrossAttention, Layout, Rotation, SelfAttention
 from sa3lora.models.layers import (
     FeedForward,
     FourierFeatures,
     RmsNorm,
     RotaryEmbedding,
-    rotate,
     two_layer,
 )
 from sa3lora.models.packed import Packing
-
-Rotation = tuple[Tensor, Tensor]
-#: Which positions exist: all, those where a mask (B, S) is True, or clips packed end to end.
-Layout = Tensor | Packing | None
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, S, H d) to (B, H, S, d)."""
-    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, S, d) to (B, S, H d)."""
-    return x.transpose(1, 2).flatten(2)
+from sa3lora.models.recompute import remade
 
 
 def _only(x: Tensor, layout: Layout) -> Tensor:
     """Zero what padded positions (B, S) would add, as the official packed kernels do."""
     return x * layout[..., None].to(x.dtype) if isinstance(layout, Tensor) else x
-
-
-class SelfAttention(nn.Module):
-    """Self-attention over memory tokens and frames; differential models subtract a second map."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        dim = config.embed_dim
-        self.heads, self.differential = config.num_heads, config.differential
-        self.to_qkv = nn.Linear(dim, (5 if self.differential else 3) * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.q_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
-        self.k_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
-
-    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
-        """Attend (B, S, D) to itself; positions outside `layout` are as if absent."""
-        projected = self.to_qkv(x).chunk(5 if self.differential else 3, dim=-1)
-        parts = [split_heads(part, self.heads) for part in projected]
-        query, key, value = parts[:3]
-        if self.differential:  # both maps in one call, side by side as heads
-            query, key = torch.cat([query, parts[3]], 1), torch.cat([key, parts[4]], 1)
-            value = torch.cat([value, value], 1)
-        query = rotate(self.q_norm(query), rotation)
-        key = rotate(self.k_norm(key), rotation)
-        if isinstance(layout, Packing):
-            spans = layout.tokens
-            out = packed_attention(query, key, value, queries=spans, keys=spans)
-        else:
-            out = attention(query, key, value, layout)
-        if self.differential:
-            first, second = out.chunk(2, dim=1)
-            out = first - second
-        merged: Tensor = self.to_out(merge_heads(out))
-        return merged
-
-
-class CrossAttention(nn.Module):
-    """Attention from frames to prompt and duration tokens; never masked, as released."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        dim = config.embed_dim
-        self.heads, self.differential = config.num_heads, config.differential
-        self.to_q = nn.Linear(dim, (2 if self.differential else 1) * dim, bias=False)
-        self.to_kv = nn.Linear(dim, (3 if self.differential else 2) * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.q_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
-        self.k_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
-
-    def forward(self, x: Tensor, context: Tensor, layout: Layout = None) -> Tensor:
-        """Attend from (B, S, D), or packed (1, S, D), to (B, L, D)."""
-        packed = layout if isinstance(layout, Packing) else None
-        if packed is not None:
-            context = context.flatten(0, 1)[None]
-        queries = self.to_q(x).chunk(2 if self.differential else 1, dim=-1)
-        *keys, value = self.to_kv(context).chunk(3 if self.differential else 2, dim=-1)
-        query = torch.cat([split_heads(q, self.heads) for q in queries], dim=1)
-        key = torch.cat([split_heads(k, self.heads) for k in keys], dim=1)
-        values = torch.cat([split_heads(value, self.heads)] * len(keys), dim=1)
-        query, key = self.q_norm(query), self.k_norm(key)
-        if packed is None:
-            out = attention(query, key, values)
-        else:
-            spans, contexts = packed.tokens, packed.contexts
-            out = packed_attention(query, key, values, queries=spans, keys=contexts)
-        if self.differential:
-            first, second = out.chunk(2, dim=1)
-            out = first - second
-        merged: Tensor = self.to_out(merge_heads(out))
-        return merged
 
 
 class Block(nn.Module):
@@ -125,6 +41,7 @@ class Block(nn.Module):
         self.ff = FeedForward(dim, mult=config.ff_mult)
         self.to_scale_shift_gate = nn.Parameter(torch.randn(6 * dim) / math.sqrt(dim))
         self.to_local_embed = two_layer(config.local_add_cond_dim, dim, dim, bias=True)
+        self.frugal = False
 
     def forward(
         self,
@@ -150,17 +67,33 @@ class Block(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = (
             each.unsqueeze(1) if packed is None else packed.spread(each) for each in changes
         )
-        h = self.pre_norm(x) * (1 + scale1) + shift1
-        x = x + torch.sigmoid(1 - gate1) * _only(self.self_attn(h, rotation, layout), layout)
-        x = x + self.cross_attn(self.cross_attend_norm(x), context, layout)
+        gamma = self.pre_norm.gamma
+        with remade(self._modulated, x, gamma, scale1, shift1, when=self.frugal) as h:
+            attended = self.self_attn(h, rotation, layout)
+        x = x + torch.sigmoid(1 - gate1) * _only(attended, layout)
+        norm = self.cross_attend_norm
+        with remade(norm.scaled, x, norm.gamma, when=self.frugal) as h:
+            attended = self.cross_attn(h, context, layout)
+        x = x + attended
         # memory tokens come first and get no local conditioning
         given = self.to_local_embed(local)
         if packed is None:
             x = x + F.pad(given, (0, 0, x.shape[1] - local.shape[1], 0))
         else:
             x = x + packed.at_frames(given)
-        h = self.ff_norm(x) * (1 + scale2) + shift2
-        return x + torch.sigmoid(1 - gate2) * _only(self.ff(h), layout)
+        gamma = self.ff_norm.gamma
+        with remade(self._modulated, x, gamma, scale2, shift2, when=self.frugal) as h:
+            fed = self.ff(h)
+        return x + torch.sigmoid(1 - gate2) * _only(fed, layout)
+
+    def _modulated(self, x: Tensor, gamma: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        # all norms of a block are of one kind
+        return self.pre_norm.scaled(x, gamma) * (1 + scale) + shift
+
+    def be_frugal(self, frugal: bool) -> None:
+        """Keep the outputs of products alone for the backward pass, and make the rest again."""
+        self.frugal = frugal
+        self.self_attn.frugal = self.cross_attn.frugal = self.ff.frugal = frugal
 
 
 class Transformer(nn.Module):
@@ -175,7 +108,7 @@ class Transformer(nn.Module):
         self.rotary_pos_emb = RotaryEmbedding(config.head_dim)
         self.global_cond_embedder = two_layer(dim, dim, 6 * dim, bias=True)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.gradient_checkpointing = False
+        self.num_checkpointed = 0  # of the first blocks: they are the last in the backward pass
 
     def forward(
         self, x: Tensor, context: Tensor, global_cond: Tensor, local: Tensor, layout: Layout
@@ -191,8 +124,8 @@ class Transformer(nn.Module):
             if layout is not None:
                 layout = F.pad(layout, (memory, 0), value=True)
         modulation = self.global_cond_embedder(global_cond)
-        for layer in self.layers:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+        for index, layer in enumerate(self.layers):
+            if index < self.num_checkpointed and torch.is_grad_enabled():
                 h = checkpoint(
                     layer, h, context, modulation, local, rotation, layout, use_reentrant=False
                 )
@@ -234,12 +167,25 @@ class DiffusionTransformer(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass."""
-        return self.transformer.gradient_checkpointing
+        """Whether every block is recomputed in the backward pass."""
+        return self.transformer.num_checkpointed == len(self.transformer.layers)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:
-        self.transformer.gradient_checkpointing = value
+        self.set_recomputation(num_blocks=len(self.transformer.layers) if value else 0)
+
+    def set_recomputation(self, *, num_blocks: int, frugal: bool = False) -> None:
+        """Choose what the backward pass makes again instead of keeping it; results stay the same.
+
+        Args:
+            num_blocks: So many blocks keep their input alone.
+            frugal: The others keep outputs of matrix products alone.
+        """
+        self.transformer.num_checkpointed = num_blocks
+        for index, layer in enumerate(self.transformer.layers):
+            assert isinstance(layer, Block)
+            # inside a recomputed block the hooks of `remade` would keep its sources alive
+            layer.be_frugal(frugal and index >= num_blocks)
 
     def forward(
         self,

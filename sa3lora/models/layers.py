@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sa3lora.flow.features import expo_fourier_features
+from sa3lora.models.recompute import remade
 
 #: The sine gate of SAME-L was trained with this truncated constant.
 _SINE_GATE = 3.14159265359
@@ -28,9 +29,13 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; keeps the dtype."""
+        return self.scaled(x, self.gamma)
+
+    def scaled(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Normalise the last dimension with a gain that is given."""
         if self.float32:
-            return F.rms_norm(x.float(), x.shape[-1:], self.gamma.float(), self.eps).to(x.dtype)
-        return F.rms_norm(x, x.shape[-1:], self.gamma.to(x.dtype), self.eps)
+            return F.rms_norm(x.float(), x.shape[-1:], gamma.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], gamma.to(x.dtype), self.eps)
 
 
 class DynamicTanh(nn.Module):
@@ -85,9 +90,11 @@ class _Gate(nn.Module):
         self.sine = sine
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        out: Tensor = value * (torch.sin(_SINE_GATE * gate) if self.sine else F.silu(gate))
-        return out
+        return self.gated(self.proj(x))
+
+    def gated(self, projected: Tensor) -> Tensor:
+        value, gate = projected.chunk(2, dim=-1)
+        return value * (torch.sin(_SINE_GATE * gate) if self.sine else F.silu(gate))
 
 
 class FeedForward(nn.Module):
@@ -96,11 +103,15 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, *, mult: float, sine: bool = False) -> None:
         super().__init__()
         inner = int(dim * mult)
+        self.frugal = False  # make the gate's result again in the backward pass
         self.ff = nn.Sequential(_Gate(dim, inner, sine=sine), nn.Identity(), nn.Linear(inner, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to the same shape."""
-        out: Tensor = self.ff(x)
+        gate = self.ff[0]
+        assert isinstance(gate, _Gate)
+        with remade(gate.gated, gate.proj(x), when=self.frugal) as inner:
+            out: Tensor = self.ff[2](inner)
         return out
 
     @property

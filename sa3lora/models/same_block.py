@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sa3lora.models.attention import band_attention
 from sa3lora.models.config import ResamplingConfig
-from sa3lora.models.dit import merge_heads, split_heads
+from sa3lora.models.dit_attention import merge_heads, split_heads
 from sa3lora.models.layers import DynamicTanh, FeedForward, RotaryEmbedding, rotate
 
 # glibc gives arrays above 32 MiB back to the system at once, and getting new pages for the next

@@ -96,8 +96,9 @@ def test_it_runs_beside_weights_too_coarse_to_fold_into(trained, folder, make_ro
             two.copy_(one)
     AdapterStack(exact).add(read_adapter(folder), "a")
     AdapterStack(coarse.bfloat16()).add(read_adapter(folder), "a")
-    found = coarse(X.bfloat16(), COND.bfloat16()).float()
-    torch.testing.assert_close(found, exact(X, COND), rtol=0.05, atol=0.1)
+    found, expected = coarse(X.bfloat16(), COND.bfloat16()).float(), exact(X, COND)
+    # twelve layers that each round to 8 bits
+    assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 def test_a_folder_gives_the_very_same_adapter_back(trained, folder, make_root):
