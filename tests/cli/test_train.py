@@ -100,7 +100,7 @@ def test_a_taken_name_is_refused_and_left_alone(
         (["adapter.lora_rank=4"], 1, "did you mean adapter.r?"),
         (["data.root=nowhere"], 1, "there is no folder nowhere"),
         (["model=nothing"], 1, "there is no model 'nothing'"),
-        (["adapter.type=lokr"], 1, "adapter.type: "),
+        (["adapter.type=loha"], 1, "adapter.type: "),
         (["--resume"], 2, "--name NAME"),
         (["--resume", "--name", "none"], 1, "no run 'none'"),
         (["--device", "cuda"], 2, "--device cuda"),
