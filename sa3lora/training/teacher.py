@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Generator, Tensor
 
+from sa3lora.adapters.find import find_adapter
 from sa3lora.flow import SAMPLING_DEFAULT, effective_length, interpolate, sample, shift
 from sa3lora.latents.collate import Crop, crop_seconds
 from sa3lora.models.config import ModelConfig
@@ -107,7 +108,7 @@ def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) 
             device=str(setup.device),
             dtype=torch.float16 if on_cuda else torch.float32,
         )
-        pipeline.load_adapter(recipe.distill.teacher)
+        pipeline.load_adapter(find_adapter(recipe.distill.teacher))
         tell(f"the teacher makes {len(missing)} of {len(wanted)} latents to learn from")
         for index, seed in missing:
             caption = data.train.rows[index].caption

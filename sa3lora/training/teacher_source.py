@@ -6,7 +6,9 @@ import torch
 
 from sa3lora.adapters.compat import check_base
 from sa3lora.adapters.files import read_adapter
+from sa3lora.adapters.find import find_adapter
 from sa3lora.adapters.sites import site_shapes
+from sa3lora.adapters.stacked import stack_of
 from sa3lora.errors import RecipeError
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.registry import MODELS
@@ -61,12 +63,17 @@ def teacher_identity(recipe: Recipe, source: ModelSource) -> dict[str, str]:
             "distill.teacher does not have. Leave both out."
         )
     base = teacher_source(section, source)
-    teacher = read_adapter(section.teacher)
+    teacher = read_adapter(find_adapter(section.teacher))
     with torch.device("meta"):
         shapes = site_shapes(Denoiser(base.config))
     check_base(
         teacher, name=base.name, dit_hash=base.dit_hash, shapes=shapes, label=str(section.teacher)
     )
+    if stack_of(teacher):
+        raise RecipeError(
+            f"distill.teacher: {section.teacher} was trained on top of other adapters, without "
+            "which it is another teacher. Merge them into one adapter, and name that."
+        )
     return {"distill.teacher": teacher.content_hash, "distill.base": base.dit_hash}
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator
 
-from sa3lora.adapters.files import read_adapter
+from sa3lora.adapters.files import read_adapter, write_adapter
+from sa3lora.adapters.stacked import Stacked, stack_metadata
 from sa3lora.errors import AdapterMismatchError, RecipeError
 from sa3lora.models.source import ModelSource, resolve_model
 from sa3lora.recipe import DistillSection, Recipe
@@ -21,6 +23,7 @@ from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.teacher import PairFolder, draw_start, make_pair, make_pairs
+from sa3lora.training.teacher_source import teacher_identity
 from sa3lora.training.trainer import plan_training, train
 
 MakeRecipe = Callable[..., Recipe]
@@ -223,6 +226,26 @@ def test_a_teacher_that_cannot_teach_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         plan_training(make_student(*overrides), source=few_step, device="cpu")
+
+
+def test_a_run_folder_stands_for_its_adapter(
+    few_step: ModelSource, make_student: MakeRecipe, teacher: Path
+) -> None:
+    def identity(path: Path) -> object:
+        return teacher_identity(make_student(f"distill.teacher={path}"), few_step)
+
+    assert identity(teacher.parent) == identity(teacher)
+
+
+def test_a_teacher_that_needs_other_adapters_is_refused(
+    tmp_path: Path, few_step: ModelSource, make_student: MakeRecipe, teacher: Path
+) -> None:
+    adapter = read_adapter(teacher)
+    below = stack_metadata([Stacked("vinyl", 0.5, "ab" * 32)])
+    path = tmp_path / "above.safetensors"
+    write_adapter(path, replace(adapter, metadata=adapter.metadata | below))
+    with pytest.raises(RecipeError, match="trained on top of other adapters"):
+        plan_training(make_student(f"distill.teacher={path}"), source=few_step, device="cpu")
 
 
 def test_a_teacher_of_another_base_is_refused(
