@@ -21,7 +21,7 @@ NAMES = ["medium_style", "small_music_style", "small_sfx_style", "tiny_style"]
 
 def test_the_recipes_that_are_promised_are_there() -> None:
     assert recipe_names() == NAMES
-    assert prompt_names() == ["music", "sfx", "tiny"]
+    assert prompt_names() == ["music", "neutral", "sfx", "tiny"]
 
 
 @pytest.mark.parametrize("name", NAMES)
