@@ -253,7 +253,9 @@ def test_an_unreadable_file_names_itself(
 
 
 def test_an_unknown_name_lists_the_packaged_recipes() -> None:
-    with pytest.raises(RecipeError, match=r"packaged ones are .*medium_style, .* mean tiny_style\?"):
+    with pytest.raises(
+        RecipeError, match=r"packaged ones are .*medium_style, .* mean tiny_style\?"
+    ):
         load_recipe("tiny_stile")
 
 

@@ -21,22 +21,19 @@ _LEFT_OUT = ("preview", "checkpoint")  # sections without influence on the adapt
 # The tab shows five settings at first, by name, those before others that are said to differ.
 _SHOWN = ("adapter.r", "adapter.type", "data.root", "optim.lr", "train.max_steps")
 
-# Tags of final scores and their columns' names. The second group is written by `evaluate` into the
-# run's folder `evaluation`, so a run that is evaluated later gets them too.
+# Tags of final scores and their columns' names; the tab shows the first five of all at first.
 SCORES = {
     "score/held_out_difference": "held-out loss, adapter - base",
-    "score/held_out_loss": "held-out loss",
     "score/gap": "gap to training tracks",
     "score/adapter_step": "step of the adapter",
     "score/overfits_since": "overfits since step (0: never)",
     "score/drift": "drift on neutral prompts",
+    "score/held_out_loss": "held-out loss",
     "score/training_difference": "training loss, adapter - base",
 }
-EVALUATION_SCORES = {
-    "score/fad": "FAD",
-    "score/kad": "KAD",
-    "score/clap": "CLAP score",
-}
+# Written by `evaluate` into the folder `evaluation` of a run, also long after it has ended.
+EVALUATION_SCORES = {"score/fad": "FAD", "score/clap": "CLAP score", "score/kad": "KAD"}
+_NUM_BEFORE_EVALUATION = 3
 
 
 def flat_settings(recipe: Recipe) -> dict[str, Setting]:
@@ -91,7 +88,7 @@ def hparams_summaries(settings: Mapping[str, Setting], *, run: str) -> list[Summ
         run: Name of the run: two runs of one recipe stay two rows.
     """
     metrics = [summary_v2.Metric(tag, display_name=name) for tag, name in SCORES.items()]
-    metrics += [
+    metrics[_NUM_BEFORE_EVALUATION:_NUM_BEFORE_EVALUATION] = [
         summary_v2.Metric(tag, group="evaluation", display_name=name)
         for tag, name in EVALUATION_SCORES.items()
     ]

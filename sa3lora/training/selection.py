@@ -45,6 +45,9 @@ class Selection:
 
     A kept adapter stays for as long as the choice needs it now, or would need it if the run went
     on from one of its checkpoints.
+
+    Attributes:
+        verdict: What the validations say so far.
     """
 
     def __init__(
@@ -79,11 +82,7 @@ class Selection:
         self._export = export
         self._is_main = is_main
         self._history = History(run.path)
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the validations say so far."""
-        return judge(self._history.points)
+        self.verdict = judge(())
 
     @property
     def steps(self) -> list[int]:
@@ -105,6 +104,7 @@ class Selection:
         self._history.read(until=step)
         if step < max_steps:
             self._history.drop_extra(before=max_steps)
+        self.verdict = judge(self._history.points)
         told: list[str] = []
         while (kept := self.verdict.chosen) is not None and not self._is_intact(kept):
             if kept.sha256 is not None:
@@ -113,6 +113,7 @@ class Selection:
                     f"begins anew after step {step}"
                 )
             self._history.mark_lost(kept.step)
+            self.verdict = judge(self._history.points)
         return told
 
     def add(self, validation: Validation, *, extra: bool) -> Verdict:
@@ -129,10 +130,11 @@ class Selection:
             extra=extra,
         )
         self._history.add(point)
-        verdict = self.verdict
-        if self._held_out and verdict.chosen is point and self._is_main:
+        self.verdict = judge(self._history.points)
+        if self._held_out and self.verdict.chosen is point and self._is_main:
             self._keep(point.step)
             self._history.add(replace(point, sha256=sha256_file(self._weights(point.step))))
+            self.verdict = judge(self._history.points)
         if self._is_main:
             self._history.write()
             self._prune()
@@ -159,8 +161,8 @@ class Selection:
         against = f"{kept.difference:+.4f} against the base"
         if lowest.step == kept.step:
             found = (
-                f"step {kept.step} has the lowest held-out loss of {len(points)} validations "
-                f"({against})"
+                f"step {kept.step} has the lowest held-out loss of {len(points)} "
+                f"validation{'' if len(points) == 1 else 's'} ({against})"
             )
         else:
             found = (

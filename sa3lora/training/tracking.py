@@ -28,9 +28,9 @@ _LAYOUT = {
             "Margin", [f"fit/{tag}", f"margins/{tag}_low", f"margins/{tag}_high"],
         ]
         for title, tag in {
-            "held-out loss, difference": "held_out_difference",
-            "training loss, difference": "training_difference",
-            "gap between them": "gap",
+            "held-out loss less the base's": "held_out_difference",
+            "training loss less the base's": "training_difference",
+            "gap: held-out less training": "gap",
         }.items()
     }
 }  # fmt: skip

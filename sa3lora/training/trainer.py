@@ -192,6 +192,8 @@ class _Trainer:
 
     def _out_of_patience(self) -> bool:
         """Whether no step has been better for so long that the recipe wants the run to end."""
+        if self._recipe.validation.patience is None:
+            return False  # without asking the other processes at every step
         if not self._setup.processes.any(self._observer.selection.out_of_patience):
             return False
         waited = self._observer.selection.verdict.waited

@@ -70,6 +70,7 @@ def test_the_end_says_where_everything_is(
     assert f"adapter      {Path('runs/one/adapter.safetensors')}" in out
     assert f"tensorboard --logdir {Path('runs/one')}" in out
     assert "held-out clips: base" in out
+    assert "step         2 of 2: step 2 has the lowest held-out loss of 1 validation (" in out
     assert "layers" not in err
 
 
@@ -98,6 +99,8 @@ def test_a_taken_name_is_refused_and_left_alone(
     ("extra", "status", "message"),
     [
         (["adapter.lora_rank=4"], 1, "did you mean adapter.r?"),
+        (["validate={every: 0, patience: 2}"], 1, "patience counts validations, but every is 0"),
+        (["data.split=validation", "validate.patience=2"], 1, "there are no held-out clips"),
         (["data.root=nowhere"], 1, "there is no folder nowhere"),
         (["model=nothing"], 1, "there is no model 'nothing'"),
         (["adapter.type=loha"], 1, "adapter.type: "),

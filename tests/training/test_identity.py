@@ -22,7 +22,8 @@ def test_what_changed_is_named_with_both_values() -> None:
 
 
 def test_what_does_not_touch_the_steps_may_change() -> None:
-    changed = Recipe(train=TrainSection(max_steps=2000), validation=ValidationSection(every=7))
+    validation = ValidationSection(every=7, select="last", patience=3, drift=False)
+    changed = Recipe(train=TrainSection(max_steps=2000), validation=validation)
     check_identity(_identity(Recipe()), _identity(changed), name="vinyl")
 
 

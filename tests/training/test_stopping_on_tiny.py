@@ -16,7 +16,7 @@ from sa3lora.adapters.inject import import_adapter_state
 from sa3lora.latents.format import LatentsDataset
 from sa3lora.models.source import ModelSource, resolve_model
 from sa3lora.probe import PairedDifference, ProbeSet, paired_difference
-from sa3lora.recipe import load_recipe
+from sa3lora.recipe import Recipe, load_recipe
 from sa3lora.runs import RunFolder
 from sa3lora.tiny.pieces import write_style_folder
 from sa3lora.training.checkpoint import checkpoint_steps
@@ -37,8 +37,11 @@ def tiny() -> ModelSource:
     return resolve_model("tiny")
 
 
-def _dataset(root: Path, source: ModelSource, *, tracks: int, share: float, style: str) -> Path:
-    write_style_folder(style, root / "tracks", n=tracks, duration_s=6.0, seed=52_000)
+def _dataset(
+    root: Path, source: ModelSource, *, style: str, tracks: int, share: float, seconds: float,
+    seed: int,
+) -> Path:  # fmt: skip
+    write_style_folder(style, root / "tracks", n=tracks, duration_s=seconds, seed=seed)
     options = PrepOptions(validation=share, test=share)
     prep(root / "tracks", root / "latents", source=source, options=options)
     return root / "latents"
@@ -46,7 +49,7 @@ def _dataset(root: Path, source: ModelSource, *, tracks: int, share: float, styl
 
 def _overrides(latents: Path, *, steps: int, every: int, seed: int) -> list[str]:
     return [
-        f"data.root={latents}", "data.frames_per_batch=256", f"train.max_steps={steps}",
+        f"data.root={latents}", f"train.max_steps={steps}",
         f"train.seed={seed}", "optim.schedule=constant", "preview.every=0",
         f"validate={{every: {every}, tuples: 48, drift: false}}",
         f"checkpoint={{every: {every}, keep: 100}}",
@@ -56,9 +59,11 @@ def _overrides(latents: Path, *, steps: int, every: int, seed: int) -> list[str]
 def test_three_clips_learned_by_heart_are_warned_of_and_the_step_before_is_chosen(
     tmp_path: Path, tiny: ModelSource
 ) -> None:
-    latents = _dataset(tmp_path, tiny, tracks=9, share=0.34, style="lofi tape")
+    latents = _dataset(
+        tmp_path, tiny, style="lofi tape", tracks=9, share=0.34, seconds=6.0, seed=31_000
+    )
     assert len(LatentsDataset.open(latents, split="train")) == 3
-    recipe = load_recipe("tiny_style", _overrides(latents, steps=150, every=10, seed=1))
+    recipe = load_recipe("tiny_style", _overrides(latents, steps=100, every=10, seed=1))
     told: list[TrainEvent] = []
     run = RunFolder.create("three", root=tmp_path)
     result = train(recipe, run=run, source=tiny, device="cpu", progress=told.append)
@@ -72,16 +77,19 @@ def test_three_clips_learned_by_heart_are_warned_of_and_the_step_before_is_chose
 def test_the_chosen_step_costs_at_most_half_an_interval_on_unseen_tracks(
     tmp_path: Path, tiny: ModelSource
 ) -> None:
-    latents = _dataset(tmp_path, tiny, tracks=18, share=0.17, style="echo dub")
+    latents = _dataset(
+        tmp_path, tiny, style="echo dub", tracks=18, share=0.17, seconds=8.0, seed=52_000
+    )
     assert len(LatentsDataset.open(latents, split="train")) == 12
     regrets, intervals = [], []
     for seed in _SEEDS:
-        overrides = _overrides(latents, steps=240, every=20, seed=seed)
-        recipe = load_recipe("tiny_style", [*overrides, "optim.lr=4e-3", "adapter.r=64"])
+        overrides = _overrides(latents, steps=320, every=20, seed=seed)
+        overrides += ["data.frames_per_batch=256", "optim.lr=2e-3"]
+        recipe = load_recipe("tiny_style", overrides)
         run = RunFolder.create(f"seed{seed}", root=tmp_path)
         result = train(recipe, run=run, source=tiny, device="cpu")
         assert result.adapter_step is not None
-        judged = _on_test_split(run, recipe_overrides=overrides, source=tiny, rank=64)
+        judged = _on_test_split(run, recipe=recipe, source=tiny)
         best = min(judged, key=lambda step: judged[step].difference)
         chosen = judged[result.adapter_step]
         assert chosen.low is not None
@@ -97,10 +105,9 @@ def test_the_chosen_step_costs_at_most_half_an_interval_on_unseen_tracks(
 
 
 def _on_test_split(
-    run: RunFolder, *, recipe_overrides: list[str], source: ModelSource, rank: int
+    run: RunFolder, *, recipe: Recipe, source: ModelSource
 ) -> dict[int, PairedDifference]:
     """Paired losses of every checkpoint on tracks that neither training nor choice has seen."""
-    recipe = load_recipe("tiny_style", [*recipe_overrides, f"adapter.r={rank}"])
     with accelerated("cpu") as accelerator:
         setup = set_up(recipe, source=source, accelerator=accelerator)
         text, denoiser = build_text(setup), load_denoiser(setup)
