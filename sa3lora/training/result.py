@@ -19,6 +19,7 @@ from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, sha256_file
 from sa3lora.training.data import TrainingData
+from sa3lora.training.identity import Changes
 from sa3lora.training.plan import Plan
 from sa3lora.training.validation import Validation
 
@@ -87,6 +88,8 @@ class RunRecord:
             "identity": identity,
             "validation": [],
             "best": None,
+            "setbacks": [],
+            "changes": [],
         }
         return cls(run, content)
 
@@ -107,6 +110,19 @@ class RunRecord:
         kept = [entry for entry in self.content["validation"] if entry["step"] <= step]
         self.content["validation"] = kept
         self._choose_best()
+
+    def take_changes(self, changes: Changes, *, identity: dict[str, Any], step: int) -> None:
+        """Record that the run goes on otherwise than it was started."""
+        self.content.setdefault("changes", []).append(changes.to_json(step=step))
+        self.content["identity"] = identity
+        if changes.measure:  # two measures have no best in common
+            self.content["validation"] = []
+            self._choose_best()
+
+    def changed_since(self, step: int) -> set[str]:
+        """Collect the keys that changed after a checkpoint of `step` was written."""
+        entries = self.content.get("changes", [])
+        return {key for entry in entries if entry["step"] >= step for key in entry["keys"]}
 
     def add_validation(self, validation: Validation) -> None:
         """Record paired losses and whether they are the best so far."""

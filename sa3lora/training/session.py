@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,7 +139,7 @@ def load_denoiser(setup: Setup) -> Denoiser:
 def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> tuple[ResumableLoop, Generator]:
     """Make the loop over the adapter's tensors and the generator that its steps draw from."""
     recipe = setup.recipe
-    generator = Generator().manual_seed(stream_seed(recipe.train.seed, setup.processes.rank))
+    generator = Generator()  # seeded anew for each batch, see streams.py
     loop = ResumableLoop(
         dict(adapter_parameters(denoiser)),
         optim=recipe.optim,
@@ -153,12 +152,6 @@ def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> tuple[Resuma
         read_tensors=_adapter_reader(denoiser),
     )
     return loop, generator
-
-
-def stream_seed(seed: int, rank: int) -> int:
-    """Derive the seed of one process' draws; streams of different seeds and ranks never meet."""
-    digest = hashlib.sha256(f"steps {seed} {rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _adapter_writer(denoiser: Denoiser, config: AdapterConfig) -> Callable[[Path], None]:

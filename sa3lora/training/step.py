@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from sa3lora.errors import RunError
 from sa3lora.flow import extend_mask, frame_mask
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
@@ -20,10 +19,10 @@ from sa3lora.recipe import ObjectiveSection
 
 __all__ = [
     "StepLoss",
+    "broken_clips",
     "extend_by_silence",
     "fill_with_silence",
     "flow_step_loss",
-    "require_finite",
 ]
 
 
@@ -136,17 +135,9 @@ def fill_with_silence(
     return torch.where(offset[:, None, :] < 0, kept, quiet.transpose(0, 1))
 
 
-def require_finite(loss: StepLoss, *, step: int, clip_ids: Sequence[str]) -> None:
-    """Stop a run whose loss is no number.
-
-    Raises:
-        RunError: Naming the step and the clips it came from.
-    """
+def broken_clips(loss: StepLoss, clip_ids: Sequence[str]) -> list[str]:
+    """Name the clips whose loss is no number; all of the batch if only their sum is none."""
     if torch.isfinite(loss.total):
-        return
-    broken = (~torch.isfinite(loss.per_item)).nonzero().flatten().tolist()
-    clips = ", ".join(clip_ids[n] for n in broken) or ", ".join(clip_ids)
-    raise RunError(
-        f"step {step}: the loss is {float(loss.total)}, from clips {clips}.\n"
-        "Look at these clips, or lower optim.lr; checkpoints up to here are kept."
-    )
+        return []
+    finite = torch.isfinite(loss.per_item).tolist()
+    return [name for name, good in zip(clip_ids, finite, strict=True) if not good] or list(clip_ids)
