@@ -38,6 +38,7 @@ def test_the_keys_are_those_of_the_design() -> None:
     assert [key for key in key_paths(Recipe) if key.startswith(("validate", "adapter."))] == [
         "adapter.type", "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
         "adapter.targets", "adapter.include", "adapter.exclude", "adapter.init", "adapter.from",
+        "adapter.stack", "adapter.decompose_factor",
         "validate", "validate.every", "validate.tuples",
     ]  # fmt: skip
 
@@ -89,6 +90,17 @@ def test_every_problem_is_told_at_once_with_what_was_meant(recipe_file: Path) ->
         ("optim.lr=.nan", r"optim\.lr: must be a finite number, got nan"),
         ("optim.lr=.inf", r"optim\.lr: must be a finite number, got inf"),
         ("optim.betas=[0.9, 2]", r"optim\.betas\[1\]: must be less than 1, got 2"),
+        ("adapter={type: lokr, lora_dropout: 0.1}", r"lokr has no lora_dropout: .* got 0\.1"),
+        ("adapter.decompose_factor=4", r"decompose_factor belongs to type lokr, got lora"),
+        ("adapter={type: lokr, decompose_factor: 1}", r"at least 2, or -1 .*, got 1"),
+        ("adapter.stack=[a=b]", r"adapter\.stack: must be PATH=STRENGTH .*, got 'a=b'"),
+        ("adapter.stack=[a=inf]", r"must be PATH=STRENGTH such as runs/vinyl=0\.7, got 'a=inf'"),
+        ("adapter.stack=[a=0]", r"at strength 0 an adapter does nothing: leave 'a=0' out"),
+        ("optim.min_lr=1", r"min_lr is where the rate falls to: at most optim.lr = 0.*, got 1"),
+        ("optim.min_lr=1e-9", r"a constant rate never falls to optim\.min_lr"),
+        ("optim={name: prodigy, lr: 1e-4}", r"prodigy finds the rate .* set it to 1, got 0\.0001"),
+        ("optim={name: prodigy, lora_plus_ratio: 2}", r"leave optim.lora_plus_ratio at 1, got 2"),
+        ("optim.ema_decay=1", r"optim\.ema_decay: must be less than 1, got 1"),
         ("objective.inpaint=[0.5, 0.5, 0.5]", r"objective\.inpaint: must sum to 1, got 1\.5"),
         ("objective.inpaint=[1.0]", r"must be 3 or 4 probabilities .*, got 1"),
         ("objective.prompt_dropout=2", r"prompt_dropout: must be at most 1, got 2"),
@@ -108,6 +120,23 @@ def test_a_wrong_value_names_its_key_the_rule_and_the_value(
     with pytest.raises(RecipeError, match=r"vinyl\.yaml has 1 problem\n") as caught:
         load_recipe(recipe_file, [override])
     assert caught.match(complaint)
+
+
+def test_a_stack_names_paths_and_strengths(tmp_path: Path) -> None:
+    odd = tmp_path / "take=2"
+    odd.mkdir()
+    section = AdapterSection(stack=["runs/vinyl=0.7", "tape.safetensors", str(odd), f"{odd}=-1"])
+    assert section.stack_entries() == [
+        (Path("runs/vinyl"), 0.7), (Path("tape.safetensors"), 1.0), (odd, 1.0), (odd, -1.0),
+    ]  # fmt: skip
+
+
+def test_prodigy_needs_no_rate(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text("optim: {name: prodigy}\n", encoding="utf-8")
+    recipe = load_recipe(recipe_file)
+    assert recipe.optim.lr == 1.0
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
 def test_targets_are_short_for_include() -> None:

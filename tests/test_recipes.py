@@ -21,7 +21,7 @@ NAMES = ["medium_style", "small_music_style", "small_sfx_style", "tiny_style"]
 
 def test_the_recipes_that_are_promised_are_there() -> None:
     assert recipe_names() == NAMES
-    assert prompt_names() == ["music", "sfx", "tiny"]
+    assert prompt_names() == ["music", "neutral", "sfx", "tiny"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,7 +62,7 @@ def test_accelerate_accepts_its_files(name: str, kind: str) -> None:
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["mixed_precision"] == "no"
 
 
-@pytest.mark.parametrize("name", ["music", "sfx", "tiny"])
+@pytest.mark.parametrize("name", ["music", "neutral", "sfx", "tiny"])
 def test_prompts_are_many_and_different(name: str) -> None:
     prompts = read_prompts(name)
     assert len(prompts) >= (8 if name == "tiny" else 24)

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from sa3lora.adapters.config import LOKR
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.adapters.header import PREFIX
+from sa3lora.adapters.kron import kron_shape
 from sa3lora.errors import AdapterMismatchError
 
 Relation = Literal["same", "sibling", "other"]
@@ -122,6 +124,11 @@ def shape_problems(adapter: AdapterFile, shapes: Mapping[str, tuple[int, int]]) 
             problems.append(f"{site}: no such layer")
             continue
         fan_out, fan_in = shapes[site]
+        if adapter.config.type == LOKR:
+            found = kron_shape({k: tuple(t.shape) for k, t in adapter.tensors[site].items()})
+            if found != (fan_out, fan_in):
+                problems.append(f"{site}: is for {found}, the model has {fan_out, fan_in}")
+            continue
         wanted = {
             "lora_A": (adapter.rank(site), fan_in),
             "lora_B": (fan_out, adapter.rank(site)),

@@ -29,6 +29,8 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 }
 INITS = ("default", "pissa")
 ADAPTER_TYPES = tuple(TENSORS)
+# Beside those eight, which every tool for SA3 knows: a type that exists as a PEFT folder only.
+LOKR = "lokr"
 # What an `-xs` file may carry beside them: the singular vectors its M_xs acts in.
 BASES = ("U", "V")
 TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names) | set(BASES)
@@ -54,8 +56,9 @@ class AdapterConfig:
     """Type, rank and scale of one adapter, and the patterns that chose its sites.
 
     `lora_alpha=None` means `r`, that is a scale of 1. An empty pattern list means the same as none.
-    `init` is how training starts, `default` or `pissa`; no file holds it. `extra` keeps the header
-    keys that other programs wrote.
+    `init` is how training starts, `default` or `pissa`; no file holds it. `decompose_factor` is how
+    `lokr` splits a size in two, in PEFT's sense. `extra` keeps the header keys that other programs
+    wrote.
     """
 
     type: str = "lora"
@@ -65,6 +68,7 @@ class AdapterConfig:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     init: str = "default"
+    decompose_factor: int = -1
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,6 +123,7 @@ class AdapterConfig:
             include=_patterns(section.include_patterns()),
             exclude=_patterns(section.exclude_patterns()),
             init=section.init,
+            decompose_factor=section.decompose_factor,
         )
 
     @classmethod
@@ -155,8 +160,9 @@ class AdapterConfig:
 
 def _problems(config: AdapterConfig) -> list[str]:
     problems = []
-    if config.type not in TENSORS:
-        problems.append(f"type must be one of {', '.join(ADAPTER_TYPES)}, got {config.type!r}")
+    if config.type not in (*TENSORS, LOKR):
+        known = ", ".join((*ADAPTER_TYPES, LOKR))
+        problems.append(f"type must be one of {known}, got {config.type!r}")
     if config.r < 1:
         problems.append(f"r must be at least 1, got {config.r}")
     if config.lora_alpha is not None and not math.isfinite(config.lora_alpha):

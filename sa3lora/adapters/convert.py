@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from sa3lora.adapters.bases import check_bases, pin_bases
+from sa3lora.adapters.config import LOKR
 from sa3lora.adapters.files import AdapterFile, write_adapter
+from sa3lora.adapters.lokr_folder import single_file_refusal
 from sa3lora.adapters.lowrank import fill_rank
 from sa3lora.adapters.merge import Lost, merge_to_rank
 from sa3lora.adapters.methods import Method
@@ -88,6 +90,8 @@ def convert_adapter(
     if approximate is not None and (to == "sa3" or adapter.config.type not in PEFT_TYPES):
         source, lost = _approximated(adapter, approximate, weights)
     if to == "sa3":
+        if source.config.type == LOKR:
+            raise AdapterError(single_file_refusal(out))
         source = pin_bases(one_rank(source), weights, carry=with_bases)
     else:
         check_peft_type(source)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa3lora.adapters.config import LOKR
+from sa3lora.adapters.kron import KronFactors, kron_factors
+
 EPSILON = 1e-12
 # Of squared singular values: below it the Gram matrix has lost the digits.
 _SMALLEST_RATIO = 1e-8
@@ -28,9 +31,12 @@ def low_rank_factors(
     Args:
         weight: Base weight, any shape whose first axis is fan_out.
         tensors: The tensors of one site by their names in the file.
-        adapter_type: One of the eight types.
+        adapter_type: One of the eight types, or `lokr`, whose rank may be as large as the layer's.
         scale: alpha / rank.
     """
+    if adapter_type == LOKR:
+        parts = kron_factors(tensors, scale=scale, like=weight)
+        return parts.down, parts.up
     if adapter_type.endswith("-xs"):
         middle = tensors["M_xs"].to(weight.device, torch.float32)
         if "U" in tensors:  # carried in the file, for another base or another machine
@@ -102,6 +108,7 @@ def _rescale_both(moved: Tensor, tensors: Tensors) -> Tensor:
 _RESCALE: Mapping[str, Callable[[Tensor, Tensors], Tensor] | None] = {
     "lora": None,
     "lora-xs": None,
+    LOKR: None,
     "dora-rows": _rescale_rows,
     "dora-rows-xs": _rescale_rows,
     "dora-cols": _rescale_cols,
@@ -141,8 +148,12 @@ class Factors:
         return change.sub_(base)
 
 
-def factors_of(weight: Tensor, tensors: Tensors, *, adapter_type: str, scale: float) -> Factors:
+def factors_of(
+    weight: Tensor, tensors: Tensors, *, adapter_type: str, scale: float
+) -> Factors | KronFactors:
     """Split what an adapter makes of a base weight into its parts."""
+    if adapter_type == LOKR:
+        return kron_factors(tensors, scale=scale, like=weight)
     down, up = low_rank_factors(weight, tensors, adapter_type=adapter_type, scale=scale)
     if is_additive(adapter_type):
         return Factors(down, up)

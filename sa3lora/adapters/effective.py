@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sa3lora.adapters.deltas import Factors, delta, factors_of, trained_weight
 from sa3lora.adapters.files import AdapterFile
+from sa3lora.adapters.kron import KronFactors
 from sa3lora.errors import AdapterError
 
 # Numbers of a block: its few temporaries then stay in a core's cache, which is most of the speed.
@@ -30,7 +31,7 @@ class Term:
     adapter: AdapterFile
     site: str
     strength: float
-    known: Factors | None = None
+    known: Factors | KronFactors | None = None
 
     @property
     def sort_key(self) -> tuple[str, float]:
@@ -46,7 +47,7 @@ class Term:
             scale=self.adapter.scale(self.site),
         )
 
-    def factors(self, weight: Tensor) -> Factors:
+    def factors(self, weight: Tensor) -> Factors | KronFactors:
         """Give the parts of the trained weight for this base weight."""
         if self.known is not None:
             return self.known

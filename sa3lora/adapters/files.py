@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa3lora.adapters.config import BASES, TENSORS, AdapterConfig
+from sa3lora.adapters.config import BASES, LOKR, TENSORS, AdapterConfig
 from sa3lora.adapters.container import load_tensor, tensor_bytes, write_file
 from sa3lora.adapters.foreign import foreign_source, is_foreign
 from sa3lora.adapters.layout import Axis, Layout, key_of, resolve_layout
+from sa3lora.adapters.lokr_folder import is_lokr_folder, read_lokr, single_file_refusal
 from sa3lora.adapters.peft_read import CONFIG_NAME, WEIGHTS_NAME, is_peft_folder, peft_source
 from sa3lora.adapters.pickled import read_pickle
 from sa3lora.adapters.sources import CONFIG_KEY, FLOATS, AdapterSource, open_table
@@ -48,6 +49,8 @@ class AdapterFile:
     def rank(self, site: str) -> int:
         """Rank at one site, from its tensors."""
         tensors = self.tensors[site]
+        if self.config.type == LOKR:
+            return self.config.r
         return (tensors["M_xs"] if "M_xs" in tensors else tensors["lora_A"]).shape[0]
 
     @property
@@ -80,9 +83,9 @@ def read_adapter(path: str | os.PathLike[str], *, legacy_axis: Axis | None = Non
     """Read an adapter of any of the eight types, refusing whatever is not exactly one.
 
     A `.safetensors` file may come from this project, the released tools (with or without header),
-    kohya or ComfyUI; a folder from PEFT, for our model or for diffusers'. A `.ckpt` is unpickled
-    with tensors and plain containers allowed and nothing else. How a file was understood that does
-    not say everything itself is logged.
+    kohya or ComfyUI; a folder from PEFT, for our model or for diffusers', or of LoKr. A `.ckpt` is
+    unpickled with tensors and plain containers allowed and nothing else. How a file was understood
+    that does not say everything itself is logged.
 
     Args:
         path: The file or folder.
@@ -92,6 +95,8 @@ def read_adapter(path: str | os.PathLike[str], *, legacy_axis: Axis | None = Non
         AdapterError: Listing every unknown, missing, misshapen or non-finite tensor.
     """
     file = Path(path)
+    if is_lokr_folder(file):
+        return AdapterFile(*read_lokr(file))
     source = _open(file)
     layout, config, problems = _check(source, legacy_axis)
     stored = {} if problems else source.load()
@@ -109,6 +114,9 @@ def validate_adapter(path: str | os.PathLike[str], *, check_values: bool = False
     Only headers are read, unless `check_values` asks for the search of non-finite values.
     """
     try:
+        if is_lokr_folder(Path(path)):
+            read_lokr(Path(path))
+            return []
         source = _open(Path(path))
         _, _, problems = _check(source, None)
         return _value_problems(source.load()) if check_values and not problems else problems
@@ -189,6 +197,8 @@ def write_adapter(
             `.safetensors`, or a value is not finite in `dtype`.
     """
     file = Path(path)
+    if adapter.config.type == LOKR:
+        raise AdapterError(single_file_refusal(file))
     if file.suffix != ".safetensors":
         raise AdapterError(
             f"{file}: an adapter file must be called NAME.safetensors. Give another name."

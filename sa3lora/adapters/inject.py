@@ -16,11 +16,13 @@ from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from sa3lora.adapters.config import LOW_RANK, AdapterConfig
+from sa3lora.adapters import lokr
+from sa3lora.adapters.config import LOKR, LOW_RANK, AdapterConfig
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.adapters.parts import PISSA, report_dead
 from sa3lora.adapters.sites import check_layers, find_layers, patterns_for, select_sites
 from sa3lora.adapters.variants import Sa3LoraConfig, is_variant, low_rank_of, parts_of
+from sa3lora.adapters.weights import Weights
 from sa3lora.errors import AdapterError
 
 
@@ -31,6 +33,7 @@ def inject_adapter(
     adapter_name: str = "default",
     seed: int = 0,
     bases: Mapping[str, Tensor] | None = None,
+    stored: Weights | None = None,
 ) -> list[str]:
     """Put a fresh, trainable adapter on the chosen sites; the model computes what it did before.
 
@@ -46,6 +49,8 @@ def inject_adapter(
         seed: Seed of A.
         bases: Untouched weights of layers into which other adapters are folded, by site, as
             `AdapterStack.bases` gives them: norms and singular vectors are theirs.
+        stored: Weights as they are on disk. Where the model holds them rounded, the singular
+            vectors of `-xs` types are theirs, since playing takes them from there.
 
     Returns:
         The sites, sorted.
@@ -54,11 +59,14 @@ def inject_adapter(
         AdapterError: If the name is taken, a pattern matches nothing, the rank exceeds a layer
             whose singular vectors are needed, or a chosen convolution cannot carry the type.
     """
-    if any(adapter_name in _weights(layer, "lora_A") for layer in _wrapped(root).values()):
-        raise AdapterError(f"an adapter named {adapter_name!r} is injected already")
     layers = find_layers(root)
     sites = select_sites(layers, config)
     check_layers({site: layers[site] for site in sites}, config)
+    if config.type == LOKR:
+        lokr.inject_lokr(root, config, adapter_name=adapter_name, seed=seed, sites=sites)
+        return sites
+    if any(adapter_name in _weights(layer, "lora_A") for layer in _wrapped(root).values()):
+        raise AdapterError(f"an adapter named {adapter_name!r} is injected already")
     before = {site: list(layer.active_adapters) for site, layer in _wrapped(root).items()}
     _inject(root, config, adapter_name, sites=sites)  # PEFT activates the new one alone
     root.requires_grad_(False)
@@ -70,8 +78,10 @@ def inject_adapter(
         layer = wrapped[site]
         layer.train(layers[site].training)
         layer.set_adapter([*before.get(site, ()), adapter_name])
-        base = (bases or {}).get(site)
-        dead[site] = _initialise(layer, adapter_name, generator=generator, untouched=base)
+        exact = stored(site) if stored is not None and config.type.endswith("-xs") else None
+        dead[site] = _initialise(
+            layer, adapter_name, generator=generator, untouched=(bases or {}).get(site), exact=exact
+        )
     for _, parameter in _parameters(root, adapter_name=None):
         parameter.requires_grad_(False)
     for _, parameter in _parameters(root, adapter_name=adapter_name):
@@ -89,7 +99,7 @@ def _inject(root: nn.Module, config: AdapterConfig, adapter_name: str, *, sites:
         target_modules="|".join(map(re.escape, sites)),  # matched as a whole name
         sa3_type=variant,
     )
-    with torch.random.fork_rng(devices=_cuda_devices(root)):
+    with torch.random.fork_rng(devices=lokr.cuda_devices(root)):
         inject_adapter_in_model(settings, root, adapter_name)
 
 
@@ -104,6 +114,8 @@ def export_adapter(
     Raises:
         AdapterError: If no adapter of that name is injected.
     """
+    if lokr.has_lokr(root, adapter_name):
+        return lokr.export_lokr(root, adapter_name)
     _require(root, adapter_name)
     return {
         site: {
@@ -156,6 +168,9 @@ def import_adapter_state(
         AdapterError: Listing every site or tensor that is missing, unexpected or misshapen;
             nothing is then changed.
     """
+    if lokr.has_lokr(root, adapter_name):
+        lokr.import_lokr(root, tensors, adapter_name)
+        return
     _require(root, adapter_name)
     wrapped = _wrapped(root)
     injected = {
@@ -200,6 +215,8 @@ def adapter_parameters(
 
     Only what is trained: the bases of `-xs` types are not in it.
     """
+    if lokr.has_lokr(root, adapter_name):
+        return lokr.lokr_parameters(root, adapter_name)
     return _parameters(root, adapter_name=adapter_name)
 
 
@@ -238,6 +255,7 @@ def _initialise(
     *,
     generator: torch.Generator,
     untouched: Tensor | None,
+    exact: Tensor | None,
 ) -> tuple[int, int]:
     """Set the first values; return how many rows and columns of the base cannot be scaled."""
     for name in LOW_RANK:
@@ -251,7 +269,7 @@ def _initialise(
         return 0, 0
     parts = parts_of(layer, adapter_name).float()
     dead = parts.measure(untouched)
-    parts.start(down, up, scale=layer.scaling[adapter_name])
+    parts.start(down, up, scale=layer.scaling[adapter_name], exact=exact)
     return dead
 
 
@@ -275,7 +293,3 @@ def _trained(layer: BaseTunerLayer, adapter_name: str) -> dict[str, nn.Parameter
         return _low_rank(layer, adapter_name)
     beside = dict(parts_of(layer, adapter_name).named_parameters())
     return beside if "M_xs" in beside else _low_rank(layer, adapter_name) | beside
-
-
-def _cuda_devices(root: nn.Module) -> list[torch.device]:
-    return sorted({p.device for p in root.parameters() if p.device.type == "cuda"}, key=str)

@@ -116,13 +116,14 @@ class AdapterParts(nn.Module):
         return dead[0], dead[1]
 
     @torch.no_grad()
-    def start(self, down: Tensor, up: Tensor, *, scale: float) -> None:
+    def start(self, down: Tensor, up: Tensor, *, scale: float, exact: Tensor | None = None) -> None:
         """Set A and B, as the layer has them, to what the type starts from; most types leave them.
 
         Args:
             down: A, zeros or not.
             up: B.
             scale: alpha / rank.
+            exact: The untouched weight as it is stored, if this one was rounded.
         """
         r = len(down)
         if self.adapter_type == PISSA:
@@ -130,7 +131,7 @@ class AdapterParts(nn.Module):
             self.register_buffer("first_down", first_down, persistent=False)
             self.register_buffer("first_up", first_up, persistent=False)
         elif self.adapter_type.endswith("-xs"):
-            first_up, right = svd_basis(self.untouched, r)
+            first_up, right = svd_basis(self.untouched if exact is None else exact, r)
             first_down = right.T
         else:
             return

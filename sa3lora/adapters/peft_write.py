@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sa3lora.adapters.compat import base_name
+from sa3lora.adapters.config import LOKR
 from sa3lora.adapters.container import write_file
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.adapters.names import Part, diffusers_rows, reorder_rows, to_diffusers
@@ -78,6 +79,11 @@ def check_peft_type(adapter: AdapterFile) -> None:
     Raises:
         AdapterError: With what can be done instead.
     """
+    if adapter.config.type == LOKR:
+        raise AdapterError(
+            "lokr is a PEFT folder already: copy it. Or pass --approximate --rank R for the "
+            "nearest lora of rank R, whose error is then told."
+        )
     if adapter.config.type not in PEFT_TYPES:
         raise AdapterError(
             f"PEFT has no {adapter.config.type}: it would load the file as an ordinary LoRA and "

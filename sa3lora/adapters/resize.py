@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.bases import HASH_KEY
+from sa3lora.adapters.config import LOKR, AdapterConfig
 from sa3lora.adapters.container import encode_header
 from sa3lora.adapters.deltas import is_additive, low_rank_factors
 from sa3lora.adapters.files import AdapterFile, flat_tensors
@@ -51,7 +52,8 @@ class Resizer:
     """An adapter taken apart into singular directions, layer by layer.
 
     Args:
-        adapter: Of any type; an `-xs` type becomes the one with factors of its own.
+        adapter: Of any type; an `-xs` type becomes the one with factors of its own, `lokr` the
+            nearest `lora`.
         weights: Base weights, which only `-xs` types need.
         dtype: Type of the stored tensors, for sizes.
     """
@@ -148,14 +150,18 @@ class Resizer:
             tensors[site] = {"lora_A": down, "lora_B": up, **kept}
             lost[site] = Lost(part.energy, float(part.values[rank:].square().sum()))
         adapter = dataclasses.replace(
-            self.adapter, config=self._config(rank, sites), tensors=dict(sorted(tensors.items()))
+            self.adapter,
+            config=self._config(rank, sites),
+            tensors=dict(sorted(tensors.items())),
+            # Its directions are its own now.
+            metadata={k: v for k, v in self.adapter.metadata.items() if k != HASH_KEY},
         )
         return Candidate(rank, adapter, file_size(adapter, self._dtype), lost)
 
     def _config(self, rank: int, sites: Sequence[str]) -> AdapterConfig:
         config = dataclasses.replace(
             self.adapter.config,
-            type=self.adapter.config.type.removesuffix("-xs"),
+            type=self.adapter.config.type.removesuffix("-xs").replace(LOKR, "lora"),
             r=rank,
             lora_alpha=float(rank),
         )

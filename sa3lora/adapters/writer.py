@@ -13,6 +13,7 @@ from sa3lora.adapters.branch import LowRankBranch
 from sa3lora.adapters.deltas import Factors
 from sa3lora.adapters.effective import Term
 from sa3lora.adapters.files import AdapterFile
+from sa3lora.adapters.kron import KronFactors
 from sa3lora.errors import AdapterError
 
 # A small change folded into bfloat16 loses up to half of itself to rounding.
@@ -47,7 +48,7 @@ class WeightWriter:
         self._keep_on = keep_on
         self._fold = fold
         self._branches: dict[str, LowRankBranch] = {}
-        self._factors: dict[tuple[str, str], Factors] = {}
+        self._factors: dict[tuple[str, str], Factors | KronFactors] = {}
 
     def keep_factors_of(self, adapters: Iterable[AdapterFile]) -> None:
         """Forget what adapters that are gone made of the weights."""

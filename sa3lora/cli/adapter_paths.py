@@ -1,40 +1,37 @@
-"""`PATH[=STRENGTH][@LO:HI]` on the command line."""
+"""`PATH[=STRENGTH[:CONDITIONERS]][@LO:HI]` on the command line."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sa3lora.errors import AdapterError, UsageError
-
-_FILE_OF_A_RUN = "adapter.safetensors"
-# Of a PEFT folder, or of one for each model of diffusers.
-_PEFT_SETTINGS = tuple(
-    f"{part}adapter_config.json" for part in ("", "transformer/", "conditioner/")
-)
+from sa3lora.errors import UsageError
 
 
 @dataclass(frozen=True)
 class PlayedAdapter:
-    """An adapter file, its strength, and the noise levels that it acts at."""
+    """An adapter file, and how it acts; see `SA3Pipeline.load_adapter`."""
 
     path: Path
     strength: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    conditioner_strength: float | None = None
+    skip_layers: tuple[str, ...] = ()
 
 
 def parse_played_path(text: str) -> PlayedAdapter:
-    """Split `PATH[=STRENGTH][@LO:HI]`; the path may hold `=` and `@` itself.
+    """Split `PATH[=STRENGTH[:CONDITIONERS]][@LO:HI]`; the path may hold `=`, `:` and `@` itself.
 
     Raises:
-        UsageError: If the strength is not a finite number, or LO:HI no interval within 0 and 1.
+        UsageError: If a strength is not a finite number, or LO:HI no interval within 0 and 1.
         AdapterError: If there is no such file.
     """
     rest, separator, levels = text.rpartition("@")
     # An @ in a file's name is no interval: none without a colon, none in the path of a strength.
     if not separator or ":" not in levels or "/" in levels or Path(text).exists():
-        return PlayedAdapter(*parse_weighted_path(text))
+        return _parse_strengths(text)
     low, _, high = levels.partition(":")
     try:
         interval = float(low), float(high)
@@ -45,7 +42,37 @@ def parse_played_path(text: str) -> PlayedAdapter:
             f"{text}: noise levels must be @LO:HI with 0 <= LO <= HI <= 1, got @{levels}; "
             "write PATH=0.7@0:0.5"
         )
-    return PlayedAdapter(*parse_weighted_path(rest), interval)
+    return replace(_parse_strengths(rest), interval=interval)
+
+
+def _parse_strengths(text: str) -> PlayedAdapter:
+    start, colon, conditioners = text.rpartition(":")
+    if Path(text).exists() or not colon or "=" not in start or "=" in conditioners:
+        return PlayedAdapter(*parse_weighted_path(text))
+    strength = _strength(conditioners, text)
+    return PlayedAdapter(*parse_weighted_path(start), conditioner_strength=strength)
+
+
+def skip_layers(adapters: Sequence[PlayedAdapter], texts: Sequence[str]) -> list[PlayedAdapter]:
+    """Let adapters leave layers alone: each text is `[N=]PATTERN`, N counting adapters from 1.
+
+    Raises:
+        UsageError: If there is no adapter with that number, or none at all.
+    """
+    changed = list(adapters)
+    for text in texts:
+        number, equals, pattern = text.rpartition("=")
+        if not pattern.strip():
+            raise UsageError(f"--skip-layers {text!r}: there is no pattern; write layers[0-3]")
+        if equals and not (number.isdecimal() and 1 <= int(number) <= len(changed)):
+            raise UsageError(
+                f"--skip-layers {text}: there is no adapter {number}, there are {len(changed)}"
+            )
+        if not changed:
+            raise UsageError("--skip-layers needs --adapter PATH, whose layers they are")
+        for n in [int(number) - 1] if equals else range(len(changed)):
+            changed[n] = replace(changed[n], skip_layers=(*changed[n].skip_layers, pattern))
+    return changed
 
 
 def parse_weighted_path(text: str) -> tuple[Path, float]:
@@ -60,6 +87,11 @@ def parse_weighted_path(text: str) -> tuple[Path, float]:
     path, separator, number = text.rpartition("=")
     if not separator or Path(text).exists():
         return adapter_file(Path(text)), 1.0
+    strength = _strength(number, text)
+    return adapter_file(Path(path)), strength
+
+
+def _strength(number: str, text: str) -> float:
     try:
         strength = float(number)
     except ValueError:
@@ -68,28 +100,17 @@ def parse_weighted_path(text: str) -> tuple[Path, float]:
         ) from None
     if not math.isfinite(strength):
         raise UsageError(f"{text}: the strength must be finite, got {number}; write PATH=0.7")
-    return adapter_file(Path(path)), strength
-
-
-def is_peft_folder(path: Path) -> bool:
-    """Tell whether a folder is one PEFT adapter, or one for each model of diffusers."""
-    return any((path / name).is_file() for name in _PEFT_SETTINGS)
+    return strength
 
 
 def adapter_file(path: Path) -> Path:
-    """Give what to read for a path: the adapter of a run folder, else the path itself.
+    """Give what to read for a path: the adapter of a run or checkpoint, else the path itself.
 
     Raises:
         AdapterError: If there is no such file, or a folder holds no adapter.
     """
     if path == Path():  # an empty argument, or nothing before the =
         raise UsageError("an adapter has no path: give PATH or PATH=STRENGTH")
-    if path.is_dir():
-        if (path / _FILE_OF_A_RUN).is_file():
-            return path / _FILE_OF_A_RUN
-        if is_peft_folder(path):
-            return path
-        raise AdapterError(f"{path} is a folder without {_FILE_OF_A_RUN}. Name an adapter file.")
-    if not path.is_file():
-        raise AdapterError(f"{path}: no such file. Check the path.")
-    return path
+    from sa3lora.adapters.find import find_adapter
+
+    return find_adapter(path)

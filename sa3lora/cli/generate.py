@@ -50,9 +50,17 @@ def generate(
         list[str] | None,
         typer.Option(
             "--adapter",
-            metavar="PATH[=STRENGTH][@LO:HI]",
-            help="Adapter file or run, with a strength of 1.0, at noise levels LO to HI only "
-            "(default 0:1); may be repeated.",
+            metavar="PATH[=STRENGTH[:COND]][@LO:HI]",
+            help="Adapter file or run, with a strength of 1.0 (COND in the conditioners), at "
+            "noise levels LO to HI only (default 0:1); may be repeated.",
+        ),
+    ] = None,
+    skip_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip-layers",
+            metavar="[N=]PATTERN",
+            help="Layers that adapter N (default: all) leaves alone; may be repeated.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -132,6 +140,7 @@ def generate(
       sa3lora generate "slow waltz on a music box" --duration 20 --seed 1 -o waltz.wav
       sa3lora generate "street organ" --adapter runs/vinyl=0.8 --adapter runs/tape=0.4 -o organ.wav
       sa3lora generate "street organ" --adapter runs/vinyl=0.8@0:0.5 -o late.wav
+      sa3lora generate "street organ" --adapter runs/vinyl=0.8:0 --skip-layers layers[0-3] -o o.wav
       sa3lora generate "soft rain" --inpaint walk.wav --region 4:9 --region 20: -o rain.wav
       sa3lora generate "same, on strings" --init-audio walk.wav --init-noise-level 0.7 -o new.wav
     """  # fmt: skip
@@ -140,7 +149,7 @@ def generate(
     chosen = run.Choices(
         prompts=prompts,
         out=out,
-        adapters=run.parse_adapters(adapter or []),
+        adapters=run.parse_adapters(adapter or [], skipped=skip_layers or []),
         model=model,
         durations_s=duration or [],
         negative_prompt=negative_prompt,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path
+from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path, skip_layers
 from sa3lora.cli.options import resolve_device, resolve_dtype
 from sa3lora.cli.output import print_json, progress, status
 from sa3lora.errors import UsageError
@@ -51,14 +51,14 @@ class Choices:
     dtype: str
 
 
-def parse_adapters(texts: Sequence[str]) -> list[PlayedAdapter]:
-    """Split each `PATH[=STRENGTH][@LO:HI]`.
+def parse_adapters(texts: Sequence[str], *, skipped: Sequence[str] = ()) -> list[PlayedAdapter]:
+    """Split each `PATH[=STRENGTH[:COND]][@LO:HI]`, and each `[N=]PATTERN` of layers to skip.
 
     Raises:
-        UsageError: If a strength is no number, or an interval not one of noise levels.
+        UsageError: If a strength is no number, an interval no interval, or N no adapter.
         AdapterError: If a file is missing.
     """
-    return [parse_played_path(text) for text in texts]
+    return skip_layers([parse_played_path(text) for text in texts], skipped)
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -138,18 +138,25 @@ def _read(path: Path) -> tuple[Tensor, int]:
 
 
 def _load(chosen: Choices, *, device: str) -> SA3Pipeline:
+    from sa3lora.adapters.stacked import missing_from_stack
     from sa3lora.pipeline import SA3Pipeline
 
     name = chosen.model or _model_of(chosen.adapters)
     dtype = resolve_dtype(chosen.dtype, device=device)
     pipeline = SA3Pipeline.from_pretrained(name, device=device, dtype=dtype)
+    played = {}
     for adapter in chosen.adapters:
-        pipeline.load_adapter(
+        loaded = pipeline.load_adapter(
             adapter.path,
             strength=adapter.strength,
+            conditioner_strength=adapter.conditioner_strength,
+            skip_layers=adapter.skip_layers,
             interval=adapter.interval,
             allow_other_base=chosen.allow_other_base,
         )
+        played[str(adapter.path)] = pipeline.stack.adapter(loaded), adapter.strength
+    for note in missing_from_stack(played):
+        status(note)
     return pipeline
 
 
@@ -274,8 +281,7 @@ def _report(
             "sample_rate": output.sample_rate,
             "model": pipeline.source.name,
             "adapters": [
-                {"path": str(a.path), "strength": a.strength, "interval": list(a.interval)}
-                for a in chosen.adapters
+                {**asdict(adapter), "path": str(adapter.path)} for adapter in chosen.adapters
             ],
         }
     )

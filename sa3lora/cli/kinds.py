@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from sa3lora.cli.adapter_paths import is_peft_folder
 from sa3lora.errors import UsageError
 
 
@@ -46,14 +45,17 @@ def kind_of_path(path: Path) -> tuple[Kind, Path]:
 
 
 def _kind_of_folder(path: Path) -> tuple[Kind, Path]:
+    from sa3lora.adapters.find import FOLDER_OF_A_RUN, is_peft_folder
+
     if (path / "model_config.json").is_file() or (path / "model.safetensors").is_file():
         return Kind.MODEL, path
     if (path / "dataset.json").is_file() or any(path.glob("shard-*.arrow")):
         return Kind.DATASET, path
     if (path / "adapter.safetensors").is_file():
         return Kind.ADAPTER, path / "adapter.safetensors"
-    if is_peft_folder(path):
-        return Kind.ADAPTER, path
+    for folder in (path, path / FOLDER_OF_A_RUN):
+        if is_peft_folder(folder):
+            return Kind.ADAPTER, folder
     if (path / "recipe.yaml").is_file():
         return Kind.RECIPE, path / "recipe.yaml"
     raise UsageError(

@@ -72,6 +72,7 @@ def resize(
     """
     import torch
 
+    from sa3lora.adapters.bases import check_bases
     from sa3lora.adapters.files import read_adapter, write_adapter
     from sa3lora.adapters.resize import Resizer
     from sa3lora.adapters.weights import CheckpointWeights
@@ -89,6 +90,8 @@ def resize(
         source = find_base(model, adapter, label=str(path))
         check_fit(adapter, source, label=str(path), allow_other=False)
     weights = None if source is None else CheckpointWeights(source.weights_path)
+    if weights is not None:
+        check_bases(adapter, weights, label=str(path))
     stored = torch.float16 if dtype is Stored.float16 else torch.float32
     resizer = Resizer(adapter, weights, dtype=stored)
     if limit is not None:

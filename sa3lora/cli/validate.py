@@ -74,6 +74,7 @@ def _find(path: str) -> tuple[Kind, Path]:
 def _model_problems(folder: Path) -> list[str]:
     from sa3lora.models.checkpoint import compare_inventories, expected_inventory, read_inventory
     from sa3lora.models.config_parse import load_config
+    from sa3lora.models.text_files import local_text_folder, text_problems
 
     problems = []
     config, inventory = None, None
@@ -87,6 +88,8 @@ def _model_problems(folder: Path) -> list[str]:
         problems.append(str(error))
     if config is not None and inventory is not None:
         problems += compare_inventories(inventory, expected_inventory(config))
+    if config is not None and (text := local_text_folder(folder, config)) is not None:
+        problems += text_problems(text, width=config.cond_dim)
     return problems
 
 

@@ -58,13 +58,14 @@ def _run_problems(run: Path) -> list[str]:
     folder = RunFolder(run)
     told = folder.manifest().get("adapter")
     digest = told.get("sha256") if isinstance(told, dict) else None
-    if digest is None:
+    if not isinstance(told, dict) or digest is None:
         return [f"{folder.manifest_path.name}: the run has not finished, so it names no adapter"]
-    if not folder.adapter_path.is_file():
-        return [f"{folder.adapter_path.name}: missing"]
-    found = sha256_file(folder.adapter_path)
+    name = str(told.get("file", folder.adapter_path.name))
+    file = run / name
+    if not file.is_file():
+        return [f"{name}: missing"]
+    found = sha256_file(file)
     if found != digest:
-        name = folder.adapter_path.name
         return [f"{name}: changed, {found[:12]}… instead of {str(digest)[:12]}…"]
     return _adapter_problems(run)
 

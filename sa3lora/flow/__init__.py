@@ -2,6 +2,7 @@
 
 from .coupling import (
     COUPLINGS,
+    couple_across,
     couple_noise,
     exact_assignment,
     greedy_assignment,
@@ -40,6 +41,7 @@ from .shifts import (
     shift_logsnr,
 )
 from .timesteps import TIMESTEP_LAWS, sample_timesteps, trunc_logit_normal_q
+from .weighting import min_snr_weight
 
 __all__ = [
     "COUPLINGS",
@@ -52,6 +54,7 @@ __all__ = [
     "FlowLoss",
     "SamplerStep",
     "VelocityFn",
+    "couple_across",
     "couple_noise",
     "effective_length",
     "exact_assignment",
@@ -65,6 +68,7 @@ __all__ = [
     "is_active",
     "make_schedule",
     "masked_mse",
+    "min_snr_weight",
     "pairwise_cost",
     "pooled_mse",
     "regions_to_latent_mask",

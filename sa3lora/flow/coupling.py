@@ -1,5 +1,6 @@
 """Which noise goes with which clip of a batch (mini-batch optimal transport)."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -114,3 +115,48 @@ def couple_noise(data: Tensor, noise: Tensor, *, method: str, mask: Tensor | Non
     if method == "exact":
         return noise[exact_assignment(data, noise, mask=mask)]
     return noise[greedy_assignment(sinkhorn_plan(data, noise, mask=mask))]
+
+
+def couple_across(
+    data: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    *,
+    method: str,
+    masks: Sequence[Tensor],
+) -> list[Tensor]:
+    """Couple the micro-batches of one optimizer step as the one batch that they stand for.
+
+    A noise may go to a clip of any micro-batch, so each is as long as the longest clip of the
+    step; a clip uses the beginning of it.
+
+    Args:
+        data: Latents of each micro-batch, (B_k, C, T_k).
+        noise: Noise of each micro-batch, (B_k, C, T) with one T for all, at least every T_k.
+        method: As in `couple_noise`.
+        masks: True on real frames of each micro-batch, (B_k, T_k).
+
+    Returns:
+        Noise of each micro-batch, (B_k, C, T_k).
+
+    Raises:
+        ValueError: If the noises have not one length, or one that is too short.
+    """
+    lengths = {part.shape[2] for part in noise}
+    longest = max(part.shape[2] for part in data)
+    if len(lengths) != 1 or min(lengths) < longest:
+        raise ValueError(
+            f"every noise must have one length of at least {longest} frames, got {sorted(lengths)}"
+        )
+    num_frames = lengths.pop()
+    filled = [_lengthen(part, num_frames) for part in data]
+    real = [_lengthen(part, num_frames) for part in masks]
+    coupled = couple_noise(
+        torch.cat(filled), torch.cat(list(noise)), method=method, mask=torch.cat(real)
+    )
+    parts = torch.split(coupled, [len(part) for part in data])
+    return [part[..., : own.shape[2]] for part, own in zip(parts, data, strict=True)]
+
+
+def _lengthen(x: Tensor, num_frames: int) -> Tensor:
+    """Fill up the last axis with zeros."""
+    return torch.nn.functional.pad(x, (0, num_frames - x.shape[-1]))

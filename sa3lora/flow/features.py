@@ -9,6 +9,13 @@ MIN_FREQUENCY = 0.5
 MAX_FREQUENCY = 10_000.0
 
 
+def expo_frequencies(dim: int) -> Tensor:
+    """Give the `dim / 2` frequencies of the features, in cycles over [0, 1], float32."""
+    low, high = math.log(MIN_FREQUENCY), math.log(MAX_FREQUENCY)
+    ramp = torch.linspace(0, 1, dim // 2, dtype=torch.float32)
+    return torch.exp(ramp * (high - low) + low)
+
+
 def expo_fourier_features(x: Tensor, dim: int) -> Tensor:
     """Expand scalars into cosines and sines of exponentially spaced frequencies.
 
@@ -28,8 +35,6 @@ def expo_fourier_features(x: Tensor, dim: int) -> Tensor:
     """
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be an even number of at least 4, got {dim}")
-    low, high = math.log(MIN_FREQUENCY), math.log(MAX_FREQUENCY)
-    ramp = torch.linspace(0, 1, dim // 2, dtype=torch.float32, device=x.device)
-    frequencies = torch.exp(ramp * (high - low) + low)
+    frequencies = expo_frequencies(dim).to(x.device)
     angles = x.float()[:, None] * frequencies * 2 * math.pi
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

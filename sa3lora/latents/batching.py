@@ -33,15 +33,29 @@ class BatchPlan:
 
     crops: tuple[Crop, ...]
     state: dict[str, Any]
+    packed: bool = False
 
     @property
     def num_frames(self) -> int:
-        """Frames of the longest clip."""
-        return max(crop.num_frames for crop in self.crops)
+        """Frames of the longest clip, its silence included."""
+        return max(crop.total_frames for crop in self.crops)
+
+    @property
+    def num_real(self) -> int:
+        """Frames of all clips, their silence included."""
+        return sum(crop.total_frames for crop in self.crops)
+
+    @property
+    def num_slots(self) -> int:
+        """Frames that the batch occupies, padding included."""
+        return self.num_real if self.packed else self.num_frames * len(self.crops)
 
 
 class LengthBatcher:
     """Endless batches of clips of like length, at most `frames_per_batch` frames each.
+
+    A padded batch occupies as many frames as its longest clip for every clip, a packed one only
+    what its clips have, so it holds more of them.
 
     Every epoch shows every clip once, in another order. Clips longer than `max_frames` are cropped
     at a start drawn anew each epoch, every possible start being as likely, the last included.
@@ -59,6 +73,8 @@ class LengthBatcher:
         seed: int,
         max_frames: int | None = None,
         extra_frames: int = 0,
+        silence_frames: float = 0.0,
+        packed: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -71,6 +87,11 @@ class LengthBatcher:
             seed: Of everything drawn here.
             max_frames: Crop longer clips to this; None keeps whole clips.
             extra_frames: Silent frames that each clip gets on top, counted in the budget.
+            silence_frames: Mean of the silence that goes on behind each clip, drawn anew each
+                epoch, exponential and rounded down, never beyond `max_frames` in all. Drawn here,
+                it decides who meets whom: drawn later, the longest silence of a batch would pad
+                all the others.
+            packed: Clips will lie end to end, so that padding does not count in the budget.
             rank: Number of this process.
             world_size: Number of processes.
 
@@ -80,9 +101,12 @@ class LengthBatcher:
         """
         _check(lengths, frames_per_batch, max_frames=max_frames, rank=rank, world_size=world_size)
         self._lengths = np.asarray(lengths, dtype=np.int64)
-        self._cropped = np.minimum(self._lengths, max_frames or self._lengths.max())
+        self._limit = max_frames or int(self._lengths.max())
+        self._cropped = np.minimum(self._lengths, self._limit)
         self._budget = frames_per_batch
         self._extra = extra_frames
+        self._silence = silence_frames
+        self._packed = packed
         self._world = world_size
         self._seed = seed
         self._epoch = 0
@@ -94,19 +118,31 @@ class LengthBatcher:
         rng = np.random.default_rng([self._seed, epoch])
         starts = rng.integers(0, self._lengths - self._cropped, endpoint=True)
         jitter = 1.0 + _LENGTH_JITTER * rng.random(len(self._lengths))
-        order = np.argsort(self._cropped * jitter, kind="stable")
+        silence = self._draw_silence(rng)
+        order = np.argsort((self._cropped + silence) * jitter, kind="stable")
         batches: list[tuple[Crop, ...]] = []
         current: list[Crop] = []
-        longest = 0
+        longest = total = 0
         for index in order:
-            crop = Crop(int(index), int(starts[index]), int(self._cropped[index]))
-            longest = max(longest, crop.num_frames + self._extra)
-            if current and longest * (len(current) + 1) > self._budget:
+            crop = Crop(
+                int(index), int(starts[index]), int(self._cropped[index]), int(silence[index])
+            )
+            frames = crop.total_frames + self._extra
+            longest, total = max(longest, frames), total + frames
+            slots = total if self._packed else longest * (len(current) + 1)
+            if current and slots > self._budget:
                 batches.append(tuple(current))
-                current, longest = [], crop.num_frames + self._extra
+                current, longest, total = [], frames, frames
             current.append(crop)
         batches.append(tuple(current))
         return [batches[n] for n in rng.permutation(len(batches))]
+
+    def _draw_silence(self, rng: np.random.Generator) -> np.ndarray:
+        if self._silence == 0:
+            return np.zeros_like(self._cropped)
+        drawn = rng.exponential(self._silence, len(self._cropped)).astype(np.int64)
+        silence: np.ndarray = np.minimum(drawn, self._limit - self._cropped)
+        return silence
 
     def _move(self, count: int) -> None:
         self._position += count
@@ -127,7 +163,7 @@ class LengthBatcher:
         """Give this process' next batch; after the last of an epoch the next epoch begins."""
         crops = self._batches[self._position]
         self._move(self._world)
-        return BatchPlan(crops, self.state_dict())
+        return BatchPlan(crops, self.state_dict(), packed=self._packed)
 
     @property
     def epoch(self) -> int:
@@ -151,16 +187,23 @@ class LengthBatcher:
         if state["identity"] != self._identity():
             raise DatasetError(
                 "the clips or the batching differ from those of the checkpoint: the dataset, "
-                "frames_per_batch, max_duration_s, seed or the number of processes changed. "
-                "Restore them, or start a new run."
+                "frames_per_batch, max_duration_s, packing, seed or the number of processes "
+                "changed. Restore them, or start a new run."
             )
         self._epoch = int(state["epoch"])
         self._position = int(state["position"])
         self._batches = self._draw(self._epoch)
 
     def _identity(self) -> str:
-        settings = [self._budget, self._extra, self._seed, self._world, *self._cropped.tolist()]
+        settings: list[Any] = [
+            self._budget,
+            self._extra,
+            self._seed,
+            self._world,
+            *self._cropped.tolist(),
+        ]
         settings += self._lengths.tolist()
+        settings += [self._silence, self._packed, self._limit]
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 

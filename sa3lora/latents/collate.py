@@ -13,19 +13,28 @@ from sa3lora.latents.format import Clip
 
 @dataclass(frozen=True)
 class Crop:
-    """Frames `start` to `start + num_frames` of clip number `index`."""
+    """Frames `start` to `start + num_frames` of clip number `index`, and silence behind them."""
 
     index: int
     start: int
     num_frames: int
+    silence_frames: int = 0
+
+    @property
+    def total_frames(self) -> int:
+        """Frames with the silence."""
+        return self.num_frames + self.silence_frames
 
 
 @dataclass(frozen=True)
 class Batch:
     """Latents (B, C, T), mask (B, T) True on real frames, seconds (B,) float32, and the texts.
 
-    `seconds` is the length of what is shown: of the crop where a clip was cropped, so that the
-    length the model is told is the length it sees.
+    The silence of a crop counts as real: a model learns from it that music ends.
+
+    `seconds` is the length of what is shown, of the crop where a clip was cropped, so that the
+    length the model is told is the length it hears. The released reader tells the length of the
+    whole file instead, of which a crop shows nothing.
     """
 
     latents: Tensor
@@ -102,7 +111,7 @@ def collate(
         crops = [Crop(n, 0, clip.num_frames) for n, clip in enumerate(clips)]
     if len(crops) != len(clips):
         raise ValueError(f"{len(clips)} clips need as many crops, got {len(crops)}")
-    total = max(crop.num_frames for crop in crops) + extra_frames
+    total = max(crop.total_frames for crop in crops) + extra_frames
     padding = silence_frames(silence, total)
     latents = padding.to(clips[0].latent.dtype).repeat(len(clips), 1, 1)
     mask = torch.zeros(len(clips), total, dtype=torch.bool)
@@ -111,7 +120,7 @@ def collate(
         latents[row, :, crop.num_frames :] = padding[:, : total - crop.num_frames]
         stop = crop.start + crop.num_frames
         latents[row, :, : crop.num_frames] = clip.latent[:, crop.start : stop]
-        mask[row, : crop.num_frames] = True
+        mask[row, : crop.total_frames] = True
     pairs = zip(clips, crops, strict=True)
     seconds = [crop_seconds(clip, crop, frame_s=ratio / sample_rate) for clip, crop in pairs]
     return Batch(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -70,23 +72,86 @@ def choose_backend(device_type: str, dtype: torch.dtype, forced: str | None = No
     return chosen
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Pieces of a sequence that lie end to end.
+
+    Attributes:
+        lengths: Positions of each piece.
+        bounds: Where each begins, and the end of the last, (pieces + 1,), int32.
+        longest: Positions of the longest piece.
+    """
+
+    lengths: tuple[int, ...]
+    bounds: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Spans:
+        """Lay pieces of these lengths end to end."""
+        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return cls(tuple(lengths), bounds.to(device), max(lengths))
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, queries: Spans, keys: Spans
+) -> Tensor:
+    """Attend within each piece of a packed sequence and never beyond it.
+
+    Where no varlen kernel runs, pieces are taken one by one, which is exact and no less work.
+
+    Args:
+        query: (1, H, S, d).
+        key: (1, H, L, d).
+        value: (1, H, L, d).
+        queries: Pieces of S.
+        keys: As many pieces of L; queries of a piece see the keys of the same one.
+
+    Returns:
+        (1, H, S, d).
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        # What plain attention does there, and what the kernels below need.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+    backend = choose_backend(query.device.type, query.dtype)
+    if backend == "sdpa":
+        pieces = zip(
+            torch.split(query, list(queries.lengths), dim=2),
+            torch.split(key, list(keys.lengths), dim=2),
+            torch.split(value, list(keys.lengths), dim=2),
+            strict=True,
+        )
+        return torch.cat([F.scaled_dot_product_attention(*piece) for piece in pieces], dim=2)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (tokens, H, d)
+    return _varlen(q, k, v, queries=queries, keys=keys, backend=backend).transpose(0, 1)[None]
+
+
 def _packed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, backend: str) -> Tensor:
     """Run self-attention on the real tokens only, packed end to end."""
     lengths = mask.sum(dim=1, dtype=torch.int32)
     bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    longest = int(lengths.max())
+    spans = Spans((), bounds, int(lengths.max()))
     q, k, v = (x.transpose(1, 2)[mask] for x in (query, key, value))  # (tokens, H, d)
+    out = query.new_zeros(query.shape).transpose(1, 2)
+    out[mask] = _varlen(q, k, v, queries=spans, keys=spans, backend=backend)
+    return out.transpose(1, 2)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, *, queries: Spans, keys: Spans, backend: str
+) -> Tensor:
+    """Run a varlen kernel on (tokens, H, d)."""
+    places = (queries.bounds, keys.bounds, queries.longest, keys.longest)
     if backend == "flash":
         from flash_attn import flash_attn_varlen_func
 
-        packed = flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest)
+        out: Tensor = flash_attn_varlen_func(query, key, value, *places)
     else:
         from torch.nn.attention.varlen import varlen_attn
 
-        packed = varlen_attn(q, k, v, bounds, bounds, longest, longest)
-    out = query.new_zeros(query.shape).transpose(1, 2)
-    out[mask] = packed
-    return out.transpose(1, 2)
+        out = varlen_attn(query, key, value, *places)  # type: ignore[assignment]
+    return out
 
 
 def band_attention(query: Tensor, key: Tensor, value: Tensor, *, window: int) -> Tensor:

@@ -13,6 +13,7 @@ from sa3lora.errors import ModelError
 from sa3lora.models.config import ModelConfig, PromptConfig
 from sa3lora.models.dit import DiffusionTransformer
 from sa3lora.models.layers import FourierFeatures
+from sa3lora.models.packed import Packing
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class Denoiser(nn.Module):
         keep: Tensor | None = None,
         known: Tensor | None = None,
         mask: Tensor | None = None,
+        packed: bool = False,
     ) -> Tensor:
         """Predict `noise - data` at noise level t.
 
@@ -180,6 +182,8 @@ class Denoiser(nn.Module):
             keep: 1 on frames that are given, 0 on frames to make, (B, T); None makes all.
             known: Given latents, zero where `keep` is 0, (B, C, T); None for none.
             mask: True on real frames, (B, T); None when all are. Padding is as if absent.
+            packed: Run the real frames end to end in one sequence, so that padding costs nothing.
+                They must come first in every row. The velocity of padding is then 0.
 
         Returns:
             Velocity, (B, C, T), in the dtype of the weights.
@@ -187,12 +191,16 @@ class Denoiser(nn.Module):
         keep = x.new_zeros(x.shape[0], x.shape[2]) if keep is None else keep.to(x.dtype)
         known = torch.zeros_like(x) if known is None else known
         local = torch.cat([keep[:, None], known.to(x.dtype)], dim=1)
+        cross, global_cond = conditioning.cross, conditioning.global_cond
+        if packed and mask is not None:
+            memory = self.model.transformer.memory_tokens.shape[0]
+            packing = Packing.of(mask, num_memory=memory, num_context=cross.shape[1])
+            x, local = (packing.pack(y.transpose(1, 2)).transpose(1, 2) for y in (x, local))
+            frames: Tensor = self.model(
+                x, t, cross=cross, global_cond=global_cond, local=local, mask=packing
+            )
+            return packing.unpack(frames.transpose(1, 2)).transpose(1, 2)
         velocity: Tensor = self.model(
-            x,
-            t,
-            cross=conditioning.cross,
-            global_cond=conditioning.global_cond,
-            local=local,
-            mask=mask,
+            x, t, cross=cross, global_cond=global_cond, local=local, mask=mask
         )
         return velocity

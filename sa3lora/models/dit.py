@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sa3lora.models.attention import attention
+from sa3lora.models.attention import attention, packed_attention
 from sa3lora.models.config import DitConfig
 from sa3lora.models.layers import (
     FeedForward,
@@ -19,8 +19,11 @@ from sa3lora.models.layers import (
     rotate,
     two_layer,
 )
+from sa3lora.models.packed import Packing
 
 Rotation = tuple[Tensor, Tensor]
+#: Which positions exist: all, those where a mask (B, S) is True, or clips packed end to end.
+Layout = Tensor | Packing | None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -33,9 +36,9 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _only(x: Tensor, mask: Tensor | None) -> Tensor:
+def _only(x: Tensor, layout: Layout) -> Tensor:
     """Zero what padded positions (B, S) would add, as the official packed kernels do."""
-    return x if mask is None else x * mask[..., None].to(x.dtype)
+    return x * layout[..., None].to(x.dtype) if isinstance(layout, Tensor) else x
 
 
 class SelfAttention(nn.Module):
@@ -50,8 +53,8 @@ class SelfAttention(nn.Module):
         self.q_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
         self.k_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
-        """Attend (B, S, D) to itself; positions outside `mask` (B, S) are as if absent."""
+    def forward(self, x: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        """Attend (B, S, D) to itself; positions outside `layout` are as if absent."""
         projected = self.to_qkv(x).chunk(5 if self.differential else 3, dim=-1)
         parts = [split_heads(part, self.heads) for part in projected]
         query, key, value = parts[:3]
@@ -60,7 +63,11 @@ class SelfAttention(nn.Module):
             value = torch.cat([value, value], 1)
         query = rotate(self.q_norm(query), rotation)
         key = rotate(self.k_norm(key), rotation)
-        out = attention(query, key, value, mask)
+        if isinstance(layout, Packing):
+            spans = layout.tokens
+            out = packed_attention(query, key, value, queries=spans, keys=spans)
+        else:
+            out = attention(query, key, value, layout)
         if self.differential:
             first, second = out.chunk(2, dim=1)
             out = first - second
@@ -81,14 +88,22 @@ class CrossAttention(nn.Module):
         self.q_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
         self.k_norm = RmsNorm(config.head_dim, eps=1e-6, float32=False)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attend from (B, S, D) to (B, L, D)."""
+    def forward(self, x: Tensor, context: Tensor, layout: Layout = None) -> Tensor:
+        """Attend from (B, S, D), or packed (1, S, D), to (B, L, D)."""
+        packed = layout if isinstance(layout, Packing) else None
+        if packed is not None:
+            context = context.flatten(0, 1)[None]
         queries = self.to_q(x).chunk(2 if self.differential else 1, dim=-1)
         *keys, value = self.to_kv(context).chunk(3 if self.differential else 2, dim=-1)
         query = torch.cat([split_heads(q, self.heads) for q in queries], dim=1)
         key = torch.cat([split_heads(k, self.heads) for k in keys], dim=1)
         values = torch.cat([split_heads(value, self.heads)] * len(keys), dim=1)
-        out = attention(self.q_norm(query), self.k_norm(key), values)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if packed is None:
+            out = attention(query, key, values)
+        else:
+            spans, contexts = packed.tokens, packed.contexts
+            out = packed_attention(query, key, values, queries=spans, keys=contexts)
         if self.differential:
             first, second = out.chunk(2, dim=1)
             out = first - second
@@ -118,9 +133,9 @@ class Block(nn.Module):
         modulation: Tensor,
         local: Tensor,
         rotation: Rotation,
-        mask: Tensor | None,
+        layout: Layout,
     ) -> Tensor:
-        """Run the block on (B, S, D).
+        """Run the block on (B, S, D), or on a packed (1, S, D).
 
         Args:
             x: Memory tokens and frames, (B, S, D).
@@ -128,17 +143,24 @@ class Block(nn.Module):
             modulation: Scale, shift and gate of both branches, (B, 6 D).
             local: Inpaint conditioning of the frames alone, (B, T, 1 + C).
             rotation: Of the S positions.
-            mask: True on memory tokens and real frames, (B, S).
+            layout: True on memory tokens and real frames, (B, S), or where packed clips lie.
         """
-        changes = (self.to_scale_shift_gate + modulation).unsqueeze(1).chunk(6, dim=-1)
-        scale1, shift1, gate1, scale2, shift2, gate2 = changes
+        changes = (self.to_scale_shift_gate + modulation).chunk(6, dim=-1)
+        packed = layout if isinstance(layout, Packing) else None
+        scale1, shift1, gate1, scale2, shift2, gate2 = (
+            each.unsqueeze(1) if packed is None else packed.spread(each) for each in changes
+        )
         h = self.pre_norm(x) * (1 + scale1) + shift1
-        x = x + torch.sigmoid(1 - gate1) * _only(self.self_attn(h, rotation, mask), mask)
-        x = x + self.cross_attn(self.cross_attend_norm(x), context)
+        x = x + torch.sigmoid(1 - gate1) * _only(self.self_attn(h, rotation, layout), layout)
+        x = x + self.cross_attn(self.cross_attend_norm(x), context, layout)
         # memory tokens come first and get no local conditioning
-        x = x + F.pad(self.to_local_embed(local), (0, 0, x.shape[1] - local.shape[1], 0))
+        given = self.to_local_embed(local)
+        if packed is None:
+            x = x + F.pad(given, (0, 0, x.shape[1] - local.shape[1], 0))
+        else:
+            x = x + packed.at_frames(given)
         h = self.ff_norm(x) * (1 + scale2) + shift2
-        return x + torch.sigmoid(1 - gate2) * _only(self.ff(h), mask)
+        return x + torch.sigmoid(1 - gate2) * _only(self.ff(h), layout)
 
 
 class Transformer(nn.Module):
@@ -156,23 +178,28 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, x: Tensor, context: Tensor, global_cond: Tensor, local: Tensor, mask: Tensor | None
+        self, x: Tensor, context: Tensor, global_cond: Tensor, local: Tensor, layout: Layout
     ) -> Tensor:
-        """Run all blocks on (B, T, C); `local` is (B, T, 1 + C) and `mask` (B, T)."""
+        """Run all blocks on (B, T, C); `local` is (B, T, 1 + C) and a mask (B, T)."""
         batch, memory = x.shape[0], self.memory_tokens.shape[0]
-        h = torch.cat([self.memory_tokens.expand(batch, -1, -1), self.project_in(x)], dim=1)
-        if mask is not None:
-            mask = F.pad(mask, (memory, 0), value=True)
-        rotation = self.rotary_pos_emb(h.shape[1])
+        if isinstance(layout, Packing):
+            h = layout.with_memory(self.project_in(x), self.memory_tokens)
+            rotation = layout.rotation(self.rotary_pos_emb)
+        else:
+            h = torch.cat([self.memory_tokens.expand(batch, -1, -1), self.project_in(x)], dim=1)
+            rotation = self.rotary_pos_emb(h.shape[1])
+            if layout is not None:
+                layout = F.pad(layout, (memory, 0), value=True)
         modulation = self.global_cond_embedder(global_cond)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 h = checkpoint(
-                    layer, h, context, modulation, local, rotation, mask, use_reentrant=False
+                    layer, h, context, modulation, local, rotation, layout, use_reentrant=False
                 )
             else:
-                h = layer(h, context, modulation, local, rotation, mask)
-        out: Tensor = self.project_out(h[:, memory:])
+                h = layer(h, context, modulation, local, rotation, layout)
+        frames = layout.frames(h) if isinstance(layout, Packing) else h[:, memory:]
+        out: Tensor = self.project_out(frames)
         return out
 
 
@@ -222,7 +249,7 @@ class DiffusionTransformer(nn.Module):
         cross: Tensor,
         global_cond: Tensor,
         local: Tensor,
-        mask: Tensor | None = None,
+        mask: Layout = None,
     ) -> Tensor:
         """Return the velocity, (B, C, T), in the parameters' dtype.
 
@@ -235,7 +262,8 @@ class DiffusionTransformer(nn.Module):
             cross: Prompt and duration tokens, (B, L, cond_token_dim).
             global_cond: Duration embedding, (B, global_cond_dim).
             local: Inpaint mask and masked latents, (B, 1 + C, T).
-            mask: True on real frames, (B, T). Velocity at padded frames means nothing.
+            mask: True on real frames, (B, T). Velocity at padded frames means nothing. A packing
+                instead says where the clips lie in frames (1, C, all), and `local` likewise.
         """
         dtype = self.transformer.memory_tokens.dtype
         x, cross, global_cond, local = (y.to(dtype) for y in (x, cross, global_cond, local))

@@ -29,6 +29,7 @@ from sa3lora.models.fixtures import TEXT_FOLDER, released_config, text_config
 from sa3lora.models.hub import free_bytes
 from sa3lora.models.layers import inverse_frequencies
 from sa3lora.models.registry import TINY_FOLDER, base_name
+from sa3lora.models.text_files import text_inventory
 
 Progress = Callable[[int, int], None]
 
@@ -81,9 +82,10 @@ def write_random_model(
         raise ModelError(f"{out} exists and is not empty. Name a folder that does not exist yet.")
     inventory = expected_inventory(config)
     size = 4 * sum(math.prod(shape) for shape in inventory.values())
-    if size > free_bytes(out):
+    needed = size + _text_bytes(name)
+    if needed > free_bytes(out):
         raise ModelError(
-            f"{out} needs {size / 1e6:.0f} MB, its disk has {free_bytes(out) / 1e6:.0f} MB free. "
+            f"{out} needs {needed / 1e6:.0f} MB, its disk has {free_bytes(out) / 1e6:.0f} MB free. "
             "Free some space, or write to another disk."
         )
     tensors = _model_tensors(inventory, name, seed=seed)
@@ -178,29 +180,47 @@ def write_safetensors(
         os.fsync(file.fileno())
 
 
+def _text_config(name: str) -> dict[str, Any] | None:
+    """Geometry of a model's text encoder around the embedded model's tokenizer; None: it has none.
+
+    Raises:
+        ModelError: If this installation lacks that tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = TINY_FOLDER / "text_encoder" / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ModelError(f"this installation lacks {tokenizer}")
+    return text_config(name, vocab_size=Tokenizer.from_file(str(tokenizer)).get_vocab_size())
+
+
+def _text_dtype(config: dict[str, Any]) -> torch.dtype:
+    return torch.bfloat16 if config.get("dtype") == "bfloat16" else torch.float32
+
+
+def _text_bytes(name: str) -> int:
+    config = _text_config(name)
+    if config is None:
+        return 0
+    count = sum(math.prod(shape) for shape in text_inventory(config).values())
+    return count * _text_dtype(config).itemsize
+
+
 def _write_text_encoder(name: str, folder: Path, *, seed: int) -> None:
     """Write a T5Gemma encoder in its real geometry with the embedded model's tokenizer."""
-    from tokenizers import Tokenizer
-    from transformers import T5GemmaConfig, T5GemmaEncoderModel
-
-    tokenizer = TINY_FOLDER / "text_encoder"
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise ModelError(f"this installation lacks {tokenizer / 'tokenizer.json'}")
-    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
-    config = text_config(name, vocab_size=words)
+    config = _text_config(name)
     assert config is not None
+    tokenizer = TINY_FOLDER / "text_encoder"
     target = folder / ("text_encoder" if name == "tiny" else TEXT_FOLDER)
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     for file in _TOKENIZER:
         shutil.copyfile(tokenizer / file, target / file)
-    with torch.device("meta"):
-        encoder = T5GemmaEncoderModel(T5GemmaConfig.from_dict(config))
-    shapes = {key: tuple(value.shape) for key, value in sorted(encoder.state_dict().items())}
+    shapes = text_inventory(config)
     tensors = (
         (key, _text_tensor(key, shape, seed=seed, name=name)) for key, shape in shapes.items()
     )
-    dtype = torch.bfloat16 if config.get("dtype") == "bfloat16" else torch.float32
+    dtype = _text_dtype(config)
     write_safetensors(target / "model.safetensors", tensors, shapes=shapes, dtype=dtype)
 
 

@@ -26,8 +26,7 @@ from sa3lora.models.hub import MODEL_FILES, download
 from sa3lora.models.registry import MODELS, TINY_FOLDER
 from sa3lora.models.same import SameAutoencoder
 from sa3lora.models.text import TextEncoder
-
-_TEXT_FOLDERS = ("text_encoder", "t5gemma-b-b-ul2")
+from sa3lora.models.text_files import TEXT_FOLDERS, local_text_folder
 
 
 class ModelSource:
@@ -125,10 +124,8 @@ class ModelSource:
         prompt = self.config.prompt
         if prompt is None:
             raise ModelError(f"{self.name} is an autoencoder alone, it has no text encoder")
-        names = ((prompt.model_path,) if prompt.model_path else ()) + _TEXT_FOLDERS
-        for name in names:
-            if (self.folder / name / "config.json").is_file():
-                return self.folder / name
+        if (local := local_text_folder(self.folder, self.config)) is not None:
+            return local
         pattern = f"{prompt.subfolder}/*" if prompt.subfolder else "*"
         # base models name their sibling's repository, but each holds a copy under one licence
         if self.repo_id and prompt.subfolder:
@@ -141,8 +138,8 @@ class ModelSource:
             return download(prompt.model_name, ["*.json", "*.safetensors", "tokenizer*"])
         except ModelError as error:
             raise ModelError(
-                f"{self.folder} holds no text encoder ({_TEXT_FOLDERS[0]}/config.json), and "
-                f"{error}\nCopying it to {self.folder / _TEXT_FOLDERS[0]} does too."
+                f"{self.folder} holds no text encoder ({TEXT_FOLDERS[0]}/config.json), and "
+                f"{error}\nCopying it to {self.folder / TEXT_FOLDERS[0]} does too."
             ) from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from sa3lora.errors import ModelError
 logger = logging.getLogger(__name__)
 
 # What transformers raises on a damaged file depends on which of its parts meets it first.
-_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError)
+UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -50,7 +54,7 @@ class TextEncoder:
                 str(folder), local_files_only=True, dtype="auto", attn_implementation="eager",
                 output_loading_info=True,
             )  # fmt: skip
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
                 f"{folder} could not be loaded as a text encoder ({reason.rstrip(' .:')}). "

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa3lora.adapters.bases import check_bases
 from sa3lora.adapters.compat import check_base
 from sa3lora.adapters.files import read_adapter
 from sa3lora.adapters.fold import AdapterStack, Setting, StrengthRule
 from sa3lora.adapters.sites import site_shapes
+from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.errors import AdapterError
 from sa3lora.models import (
     Conditioning,
@@ -28,6 +30,7 @@ from sa3lora.pipeline.generation import GenerationOutput, Settings, complete_set
 from sa3lora.pipeline.guided import Guidance
 from sa3lora.pipeline.inputs import AudioInput, Region, check_request, fit_audio
 from sa3lora.pipeline.lengths import HEADROOM_S
+from sa3lora.recipe import official_pattern
 
 Progress = Callable[[int, int], None]
 
@@ -138,14 +141,17 @@ class SA3Pipeline:
         name = adapter_name or _free_name(Path(path), self.stack.names)
         if name in self.stack.names and not hotswap:
             raise AdapterError(f"there is an adapter named {name!r} already; give another name")
-        check_base(
+        relation = check_base(
             adapter, name=self.source.name, dit_hash=self.source.dit_hash,
             shapes=site_shapes(self.denoiser), label=str(path), allow_other=allow_other_base,
         )  # fmt: skip
+        if relation != "same" and not allow_other_base:
+            check_bases(adapter, CheckpointWeights(self.source.weights_path), label=str(path))
         if hotswap:
             self.stack.swap(name, adapter)
             return name
-        setting = Setting(strength, conditioner_strength, tuple(skip_layers), interval)
+        skipped = tuple(map(official_pattern, skip_layers))
+        setting = Setting(strength, conditioner_strength, skipped, interval)
         self.stack.add(adapter, name, setting=setting)
         return name
 
@@ -173,7 +179,8 @@ class SA3Pipeline:
     ) -> None:
         """Keep one adapter out of some layers or to some noise levels; defaults lift that."""
         setting = self.stack.setting(adapter_name)
-        changed = replace(setting, skip_layers=tuple(skip_layers), interval=interval)
+        skipped = tuple(map(official_pattern, skip_layers))
+        changed = replace(setting, skip_layers=skipped, interval=interval)
         self.stack.configure({adapter_name: changed})
 
     def disable_adapters(self) -> None:

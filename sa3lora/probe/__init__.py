@@ -1,6 +1,14 @@
 """Paired losses of two models on fixed draws, so that their difference has little noise."""
 
-from sa3lora.probe.draws import Draws, StepLoss, draw_step, loss_of_draws
+from sa3lora.probe.draws import (
+    Draws,
+    StepLoss,
+    couple_draws,
+    draw_step,
+    draw_uncoupled,
+    loss_of_draws,
+    predict_velocity,
+)
 from sa3lora.probe.paired import PairedDifference, paired_difference
 from sa3lora.probe.probe_set import ProbeItem, ProbeSet
 from sa3lora.probe.strengths import StrengthSearch, search_strengths
@@ -12,8 +20,11 @@ __all__ = [
     "ProbeSet",
     "StepLoss",
     "StrengthSearch",
+    "couple_draws",
     "draw_step",
+    "draw_uncoupled",
     "loss_of_draws",
     "paired_difference",
+    "predict_velocity",
     "search_strengths",
 ]

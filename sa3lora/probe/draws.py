@@ -8,17 +8,18 @@ every device, and resumes from the generator's state alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from sa3lora.flow import (
-    couple_noise,
+    couple_across,
     effective_length,
     flow_loss,
     interpolate,
+    min_snr_weight,
     sample_dropout,
     sample_keep_mask,
     sample_timesteps,
@@ -35,13 +36,15 @@ class StepLoss:
     """Loss of a micro-batch and what is worth logging about it.
 
     Attributes:
-        total: Scalar with gradient: signal term plus weighted context term.
-        signal: Mean over clips of the error on frames to generate, detached.
-        context: Mean over clips of the error on given frames, detached.
-        per_item: Both terms of each clip, (B,), detached.
+        total: Scalar with gradient: signal term plus weighted context term, weighted by noise
+            level where the recipe asks for it, plus the prior term if there is one.
+        signal: Mean over clips of the error on frames to generate, detached, never weighted.
+        context: Mean over clips of the error on given frames, detached, never weighted.
+        per_item: Both terms of each clip, (B,), detached, never weighted by noise level.
         t: Noise level of each clip after the shift, (B,), float32.
         num_frames: Real frames in the batch, silence extension included.
         num_slots: Frames that the batch occupies, padding included.
+        prior: Distance from the base on neutral prompts, detached; None if it is not trained on.
     """
 
     total: Tensor
@@ -51,6 +54,7 @@ class StepLoss:
     t: Tensor
     num_frames: int
     num_slots: int
+    prior: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,37 @@ def draw_step(
     generator: Generator,
 ) -> Draws:
     """Draw time, coupled noise, keep-mask and prompt dropout of a batch, in this order."""
+    draws = draw_uncoupled(
+        latents,
+        mask,
+        seconds=seconds,
+        objective=objective,
+        model_config=model_config,
+        generator=generator,
+    )
+    return couple_draws([draws], [latents], masks=[mask], method=objective.coupling)[0]
+
+
+def draw_uncoupled(
+    latents: Tensor,
+    mask: Tensor,
+    *,
+    seconds: Tensor,
+    objective: ObjectiveSection,
+    model_config: ModelConfig,
+    generator: Generator,
+    noise_frames: int | None = None,
+) -> Draws:
+    """Draw as `draw_step` does, but leave each noise with its own clip.
+
+    `noise_frames` makes the noise longer than the batch, so that it can go to a longer clip.
+    """
     device = latents.device
     t = draw_timesteps(
         seconds, objective=objective, model_config=model_config, generator=generator
     ).to(device)
-    noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32).to(device)
-    noise = couple_noise(latents.float(), noise, method=objective.coupling, mask=mask)
+    shape = (*latents.shape[:2], noise_frames or latents.shape[2])
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
     keep = sample_keep_mask(
         mask.sum(dim=1).cpu(),
         mask.shape[1],
@@ -96,6 +125,19 @@ def draw_step(
         len(latents), probability=objective.prompt_dropout, generator=generator
     )
     return Draws(t=t, noise=noise, keep=keep.to(device), dropped=dropped.to(device))
+
+
+def couple_draws(
+    draws: Sequence[Draws], latents: Sequence[Tensor], *, masks: Sequence[Tensor], method: str
+) -> list[Draws]:
+    """Couple the noise of all micro-batches of a step at once; draws nothing."""
+    noise = couple_across(
+        [each.float() for each in latents],
+        [each.noise for each in draws],
+        method=method,
+        masks=masks,
+    )
+    return [replace(each, noise=part) for each, part in zip(draws, noise, strict=True)]
 
 
 def draw_timesteps(
@@ -136,8 +178,50 @@ def loss_of_draws(
     draws: Draws,
     context_weight: float,
     normalisation: str,
+    min_snr_gamma: float | None = None,
+    packed: bool = False,
 ) -> StepLoss:
     """Predict the velocity for fixed draws and score it; frames outside `mask` are absent."""
+    predicted = predict_velocity(
+        denoiser, latents, mask=mask, seconds=seconds, text=text, draws=draws, packed=packed
+    )
+    loss = flow_loss(
+        predicted,
+        velocity_target(latents.float(), draws.noise),
+        mask,
+        draws.keep,
+        context_weight=context_weight,
+        normalisation=normalisation,
+    )
+    total = loss.total
+    if min_snr_gamma is not None:
+        total = (min_snr_weight(draws.t, min_snr_gamma) * loss.per_item).mean()
+    num_frames = int(mask.sum())
+    return StepLoss(
+        total=total,
+        signal=loss.signal.detach(),
+        context=loss.context.detach(),
+        per_item=loss.per_item.detach(),
+        t=draws.t,
+        num_frames=num_frames,
+        num_slots=num_frames if packed else mask.numel(),
+    )
+
+
+def predict_velocity(
+    denoiser: Denoiser,
+    latents: Tensor,
+    *,
+    mask: Tensor,
+    seconds: Tensor,
+    text: Sequence[Tensor],
+    draws: Draws,
+    packed: bool = False,
+) -> Tensor:
+    """Predict the velocity of clips at their drawn noise, (B, C, T), float32.
+
+    `packed` computes nothing for padding; it needs a mask that is a prefix of every row.
+    """
     data = latents.float()
     conditioning = denoiser.condition(list(text), seconds.to(latents.device, torch.float32))
     if bool(draws.dropped.any()):
@@ -149,21 +233,6 @@ def loss_of_draws(
         keep=draws.keep,
         known=data * draws.keep[:, None, :],
         mask=mask,
+        packed=packed,
     )
-    loss = flow_loss(
-        predicted.float(),
-        velocity_target(data, draws.noise),
-        mask,
-        draws.keep,
-        context_weight=context_weight,
-        normalisation=normalisation,
-    )
-    return StepLoss(
-        total=loss.total,
-        signal=loss.signal.detach(),
-        context=loss.context.detach(),
-        per_item=loss.per_item.detach(),
-        t=draws.t,
-        num_frames=int(mask.sum()),
-        num_slots=mask.numel(),
-    )
+    return predicted.float()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sa3lora.recipe.adapter_section import AdapterSection
+from sa3lora.recipe.adapter_section import AdapterSection, official_pattern
 from sa3lora.recipe.loading import load_recipe
+from sa3lora.recipe.optim_section import OptimSection
 from sa3lora.recipe.packaged import (
     prompt_names,
     read_prompts,
@@ -14,7 +15,6 @@ from sa3lora.recipe.schema import (
     CheckpointSection,
     DataSection,
     ObjectiveSection,
-    OptimSection,
     PreviewSection,
     Recipe,
     TrainSection,
@@ -32,6 +32,7 @@ __all__ = [
     "TrainSection",
     "ValidationSection",
     "load_recipe",
+    "official_pattern",
     "prompt_names",
     "read_prompts",
     "recipe_names",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sa3lora.recipe.section import Count, Positive, Section
 
@@ -30,8 +30,8 @@ _CONVOLUTIONS = ["preprocess_conv", "postprocess_conv"]
 _LAYERS = re.compile(r"layers\[(\d+(?:-\d+)?)\]\.?")
 
 
-def _official_pattern(text: str) -> str:
-    """Turn `layers[0-11]` into `layers.[0-11].`, and `layers[3]` into `layers.3.`."""
+def official_pattern(text: str) -> str:
+    """Turn `layers[0-11]` into the official `layers.[0-11].`, `layers[3]` into `layers.3.`."""
 
     def dotted(match: re.Match[str]) -> str:
         numbers = match[1]
@@ -44,13 +44,28 @@ def _new_name(value: object) -> object:
     return "dora-rows" if value == "dora" else value
 
 
+def _stack_entry(text: str) -> tuple[Path, float]:
+    path, equals, number = text.rpartition("=")
+    if not equals or Path(text).exists():  # a path may hold = itself
+        path, number = text, "1"
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not path or not math.isfinite(strength):
+        raise ValueError(f"must be PATH=STRENGTH such as runs/vinyl=0.7, got {text!r}")
+    if strength == 0.0:
+        raise ValueError(f"at strength 0 an adapter does nothing: leave {text!r} out")
+    return Path(path), strength
+
+
 class AdapterSection(Section):
     """What is added to the base model."""
 
     type: Annotated[
         Literal[
             "lora", "dora-rows", "dora-cols", "bora",
-            "lora-xs", "dora-rows-xs", "dora-cols-xs", "bora-xs", "rslora",
+            "lora-xs", "dora-rows-xs", "dora-cols-xs", "bora-xs", "lokr", "rslora",
         ],
         BeforeValidator(_new_name),
     ] = "lora"  # fmt: skip
@@ -65,11 +80,33 @@ class AdapterSection(Section):
     exclude: list[str] = []
     init: Literal["default", "pissa"] = "default"
     from_: Path | None = Field(default=None, alias="from")
+    stack: list[str] = []
+    decompose_factor: int = -1
 
     @model_validator(mode="after")
     def _targets_or_include(self) -> AdapterSection:
         if self.include is not None and self.targets != "all":
             raise ValueError("give targets or include, not both: targets is short for include")
+        return self
+
+    @field_validator("stack")
+    @classmethod
+    def _strengths(cls, value: list[str]) -> list[str]:
+        for text in value:
+            _stack_entry(text)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_lokr(self) -> AdapterSection:
+        if self.type == "lokr" and self.lora_dropout > 0:
+            raise ValueError(f"lokr has no lora_dropout: leave it at 0, got {self.lora_dropout:g}")
+        if self.type != "lokr" and self.decompose_factor != -1:
+            raise ValueError(f"decompose_factor belongs to type lokr, got {self.type}")
+        if self.decompose_factor != -1 and self.decompose_factor < 2:
+            raise ValueError(
+                "decompose_factor is about the size of the first of two factors: at least 2, or -1 "
+                f"for near the root of a layer's size, got {self.decompose_factor}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -91,6 +128,10 @@ class AdapterSection(Section):
         alpha = float(self.r if self.lora_alpha is None else self.lora_alpha)
         return alpha * math.sqrt(self.r) if self.type == "rslora" else alpha
 
+    def stack_entries(self) -> list[tuple[Path, float]]:
+        """Split every `PATH=STRENGTH` of `stack`; without a strength it is 1."""
+        return [_stack_entry(text) for text in self.stack]
+
     def include_patterns(self) -> list[str] | None:
         """Spell out which sites are wanted, whether `targets` or `include` says it.
 
@@ -98,9 +139,9 @@ class AdapterSection(Section):
             Substrings of site names as official files have them; None means every site.
         """
         patterns = self.include if self.include is not None else _TARGETS[self.targets]
-        return None if patterns is None else [_official_pattern(text) for text in patterns]
+        return None if patterns is None else [official_pattern(text) for text in patterns]
 
     def exclude_patterns(self) -> list[str]:
         """Spell out which sites are not wanted, in the same form."""
         convolutions = _CONVOLUTIONS if self.targets == "all-linear" else []
-        return [*convolutions, *(_official_pattern(text) for text in self.exclude)]
+        return [*convolutions, *(official_pattern(text) for text in self.exclude)]

@@ -13,7 +13,17 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from sa3lora.recipe.adapter_section import AdapterSection
-from sa3lora.recipe.section import Count, Positive, Section, Share, Steps, Weight, no_bool
+from sa3lora.recipe.optim_section import OptimSection
+from sa3lora.recipe.section import (
+    Count,
+    Positive,
+    Section,
+    Share,
+    Steps,
+    Weight,
+    auto_or_bool,
+    no_bool,
+)
 
 
 class DataSection(Section):
@@ -23,6 +33,9 @@ class DataSection(Section):
     split: Literal["train", "validation", "test"] = "train"
     max_duration_s: Positive | None = None
     frames_per_batch: Count = 4096
+    packing: Literal["auto"] | bool = "auto"
+
+    _packing = field_validator("packing", mode="before")(auto_or_bool)
 
 
 class ObjectiveSection(Section):
@@ -38,6 +51,9 @@ class ObjectiveSection(Section):
     prompt_dropout: Share = 0.1
     context_weight: Weight = 1.0
     normalisation: Literal["none", "timestep", "sample", "sample_channel"] = "none"
+    min_snr_gamma: Positive | None = None
+    prior_weight: Weight = 0.0
+    prior_prompts: Annotated[list[str], Field(min_length=1)] | None = None
 
     @field_validator("inpaint")
     @classmethod
@@ -52,20 +68,6 @@ class ObjectiveSection(Section):
         return value
 
 
-class OptimSection(Section):
-    """How the adapter's tensors move."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Positive = 1e-4
-    weight_decay: Weight = 0.01
-    betas: tuple[
-        Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]
-    ] = (0.9, 0.95)
-    schedule: Literal["constant", "cosine", "inverse"] = "constant"
-    warmup_steps: Steps = 0
-    max_grad_norm: Positive | None = 1.0
-
-
 class TrainSection(Section):
     """How long, from which seed and in which precision."""
 
@@ -77,12 +79,7 @@ class TrainSection(Section):
     checkpointing: Literal["auto"] | bool = "auto"
     compile: bool = False
 
-    @field_validator("checkpointing", mode="before")
-    @classmethod
-    def _auto_or_bool(cls, value: object) -> object:
-        if value != "auto" and not isinstance(value, bool):
-            raise ValueError(f"must be auto, true or false, got {value!r}")
-        return value
+    _checkpointing = field_validator("checkpointing", mode="before")(auto_or_bool)
 
 
 class ValidationSection(Section):

@@ -15,6 +15,13 @@ def no_bool(value: object) -> object:
     return value
 
 
+def auto_or_bool(value: object) -> object:
+    """Refuse what is neither a boolean nor `auto`, such as the 1 that YAML may hold."""
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"must be auto, true or false, got {value!r}")
+    return value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(no_bool)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False), BeforeValidator(no_bool)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False), BeforeValidator(no_bool)]

@@ -23,6 +23,9 @@ from sa3lora.tiny.styles import STYLES, tonic_name
 from sa3lora.tiny.timbres import TIMBRES
 
 HELD_OUT_SEED = 10_000_000
+#: Seeds from here to `HELD_OUT_SEED` are solos of instruments that mark the beat.
+RHYTHM_SEED = 5_000_000
+RHYTHM_TIMBRES = ("drums", "guitar", "marimba", "piano", "bass", "harpsichord")
 MIN_DURATION_S = 1.0
 MAX_DURATION_S = 24.0
 
@@ -154,16 +157,25 @@ def _styled(
 def pretraining_piece(
     seed: int, *, sample_rate: int = 16000, duration_s: float | None = None
 ) -> Piece:
-    """Draw a piece from the pretraining distribution: 2 to 24 s, half of them solos."""
+    """Draw a piece from the pretraining distribution.
+
+    Pieces last 2 to 24 s and half of them are solos; from `RHYTHM_SEED` on all are, of up to 16 s.
+    """
     rng = np.random.default_rng([seed, 3])
     single = bool(rng.random() < 0.5)
-    length = round(float(rng.triangular(2.0, 10.0, MAX_DURATION_S)), 2)
+    longest = 16.0 if seed >= RHYTHM_SEED else MAX_DURATION_S
+    length = round(float(rng.triangular(2.0, 10.0, longest)), 2)
     return make_piece(
         seed,
         duration_s=duration_s if duration_s is not None else length,
         sample_rate=sample_rate,
         single=single,
+        timbre=_rhythm_timbre(seed),
     )
+
+
+def _rhythm_timbre(seed: int) -> str | None:
+    return RHYTHM_TIMBRES[seed % len(RHYTHM_TIMBRES)] if seed >= RHYTHM_SEED else None
 
 
 def write_style_folder(
@@ -192,7 +204,8 @@ def write_style_folder(
 def pretraining_plan(seed: int) -> Plan:
     """Give the plan of `pretraining_piece` without composing it, a thousand times faster."""
     single = bool(np.random.default_rng([seed, 3]).random() < 0.5)
-    return draw_plan(np.random.default_rng([seed, 0]), single=single)
+    timbre = _rhythm_timbre(seed)
+    return draw_plan(np.random.default_rng([seed, 0]), timbre=timbre, single=single)
 
 
 def pretraining_caption(seed: int) -> str:

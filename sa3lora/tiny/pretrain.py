@@ -22,7 +22,8 @@ from sa3lora.models.config_parse import parse_config
 from sa3lora.models.registry import TINY_FOLDER
 from sa3lora.models.same import SameAutoencoder
 from sa3lora.runs import write_bytes_atomic
-from sa3lora.tiny.pool import PooledPiece, read_pool, render_pool
+from sa3lora.tiny.pieces import RHYTHM_SEED
+from sa3lora.tiny.pool import PIECES_PER_SHARD, PooledPiece, read_pool, render_pool
 from sa3lora.tiny.pretrain_clap import export_clap, train_clap
 from sa3lora.tiny.pretrain_dit import TinyModel, encode_pool, silent_latents, train_dit
 from sa3lora.tiny.pretrain_same import refine_decoder, standardise, train_same
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("pool", "same", "clap", "dit", "decoder", "export")
 SHARDS = 22  # of 250 pieces: about 18 hours of music
-SAME_STEPS, DECODER_STEPS, CLAP_STEPS, DIT_STEPS = 9000, 2500, 700, 6200
+RHYTHM_SHARDS = 12  # of solos that mark the beat, for the transformer alone: about 8 hours
+SAME_STEPS, DECODER_STEPS, CLAP_STEPS, DIT_STEPS = 9000, 2500, 700, 8800
 
 
 def load_autoencoder(work: Path, pieces: list[PooledPiece], *, steps: int) -> SameAutoencoder:
@@ -66,6 +68,7 @@ def load_dit(
     work: Path, pieces: list[PooledPiece], autoencoder: SameAutoencoder, *, steps: int
 ) -> TinyModel:
     """Return the trained transformer, training what is missing."""
+    pieces = pieces + read_pool(work / "rhythm")
     encoded = encode_pool(autoencoder, pieces, work / "latents.pt")
     save_tokenizer(train_tokenizer(), work / "tokenizer")
     return train_dit(
@@ -109,6 +112,8 @@ def main() -> None:
     pool = args.work / "pool"
     if "pool" in stages:
         render_pool(pool, shards=SHARDS)
+        first = RHYTHM_SEED // PIECES_PER_SHARD
+        render_pool(args.work / "rhythm", shards=RHYTHM_SHARDS, first=first)
     pieces = read_pool(pool)
     if "clap" in stages:
         export_clap(train_clap(pool, args.work / "clap", max_steps=CLAP_STEPS), args.out / "clap")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sa3lora.flow.features import expo_frequencies
 from sa3lora.latents.batching import LengthBatcher
 from sa3lora.models.blocks import encode_audio
 from sa3lora.models.config_parse import parse_config
@@ -17,6 +18,7 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.same import SameAutoencoder
 from sa3lora.models.text import TextEncoder
 from sa3lora.models.text_start import new_text_encoder
+from sa3lora.probe.draws import draw_step, loss_of_draws
 from sa3lora.recipe import ObjectiveSection, OptimSection
 from sa3lora.tiny.arrange import describe
 from sa3lora.tiny.captions import Description, write_caption
@@ -24,9 +26,17 @@ from sa3lora.tiny.pieces import pretraining_plan
 from sa3lora.tiny.pool import PooledPiece
 from sa3lora.tiny.shape import COND_DIM, MAX_LATENTS, MAX_PROMPT_TOKENS, RATIO, model_config
 from sa3lora.training.loop import ResumableLoop
-from sa3lora.training.step import flow_step_loss
+from sa3lora.training.step import extend_by_silence
 
 logger = logging.getLogger(__name__)
+
+# Length and tempo are decided at high noise levels, of which the released law draws few: a quarter
+# of the clips get a level from here to 1 instead. Long silences keep the end of what is computed
+# from telling where the music ends, so that only `seconds_total` does.
+_HIGH_SHARE, _HIGH_FROM = 0.25, 0.85
+_SILENCE_S = 6.0
+_SMOOTH_BELOW = 4.0  # cycles over the range of a number
+_LEARNING_RATE = 2.5e-3
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class TinyModel(nn.Module):
         super().__init__()
         self.config = parse_config(model_config())
         self.denoiser = Denoiser(self.config)
+        smooth_start(self.denoiser)
         self.text_encoder = text_encoder
         self.text_model: nn.Module = text_encoder.model
 
@@ -73,6 +84,21 @@ class TinyModel(nn.Module):
         """Embed prompts with gradient."""
         hidden, mask = self.text_encoder.forward(prompts)
         return [h[m] for h, m in zip(hidden, mask, strict=True)]
+
+
+@torch.no_grad()
+def smooth_start(denoiser: Denoiser) -> None:
+    """Start with embeddings of duration and noise level that change slowly with them.
+
+    The Fourier features of a number go up to thousands of cycles. Read with equal weights, two
+    durations 0.1 s apart have nothing in common, and a few thousand pieces teach no law of them.
+    """
+    sites = ("conditioners.seconds_total.embedder.embedding.1", "model.to_timestep_embed.0")
+    for layer in map(denoiser.get_submodule, sites):
+        assert isinstance(layer, nn.Linear)
+        frequencies = expo_frequencies(layer.in_features)
+        weight = 2.0 * (_SMOOTH_BELOW / frequencies).clamp(max=1.0)
+        layer.weight.mul_(torch.cat([weight, weight]))
 
 
 def train_dit(
@@ -93,10 +119,13 @@ def train_dit(
     model = TinyModel(text_encoder)
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
-    optim = OptimSection(lr=1.5e-3, betas=(0.9, 0.95), schedule="cosine", warmup_steps=100)
+    optim = OptimSection(
+        name="muon", lr=_LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.95), schedule="cosine",
+        warmup_steps=100,
+    )  # fmt: skip
     loop = ResumableLoop(
         parameters, optim=optim, max_steps=max_steps, folder=folder,
-        generators={"flow": generator}, ema_decay=0.998,
+        generators={"flow": generator}, ema_decay=0.998, takes_muon=_is_multiplied,
     )  # fmt: skip
     batcher = LengthBatcher(
         [p.latents.shape[1] for p in pieces], frames_per_batch=frames_per_batch, seed=seed,
@@ -124,6 +153,11 @@ def train_dit(
     return model
 
 
+def _is_multiplied(name: str, parameter: nn.Parameter) -> bool:
+    # of most rows of a table of words, or of features of a number, a step sees next to nothing
+    return "embed_tokens" not in name and "embedder.embedding" not in name
+
+
 def _loss(
     model: TinyModel,
     batch: list[EncodedPiece],
@@ -139,18 +173,43 @@ def _loss(
     )
     rng = np.random.default_rng([step, 5])
     prompts = [write_caption(p.description, rng) for p in batch]
-    result = flow_step_loss(
-        model.denoiser,
+    latents, mask = extend_by_silence(
         latents,
-        mask=torch.arange(longest) < lengths[:, None],
-        seconds=torch.tensor([p.seconds for p in batch]),
-        text=model.embed(prompts),
-        objective=ObjectiveSection(silence_s=4.0, coupling="none"),
+        torch.arange(longest) < lengths[:, None],
+        silence=silence,
+        mean_s=_SILENCE_S,
         model_config=model.config,
         generator=generator,
-        silence=silence,
     )
+    seconds = torch.tensor([p.seconds for p in batch])
+    draws = draw_step(
+        latents,
+        mask,
+        seconds=seconds,
+        objective=ObjectiveSection(coupling="none"),
+        model_config=model.config,
+        generator=generator,
+    )
+    draws = replace(draws, t=_some_high(draws.t, generator))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = loss_of_draws(
+            model.denoiser,
+            latents,
+            mask=mask,
+            seconds=seconds,
+            text=model.embed(prompts),
+            draws=draws,
+            context_weight=1.0,
+            normalisation="none",
+        )
     return result.total
+
+
+def _some_high(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Replace some noise levels (B,) by high ones."""
+    high = torch.rand(len(t), generator=generator) < _HIGH_SHARE
+    levels = _HIGH_FROM + (1.0 - _HIGH_FROM) * torch.rand(len(t), generator=generator)
+    return torch.where(high, levels, t)
 
 
 @torch.no_grad()

@@ -24,9 +24,15 @@ class TrainingData:
     """The clips that a run trains and validates on, and the order they come in."""
 
     def __init__(
-        self, recipe: Recipe, *, source: ModelSource, rank: int = 0, world_size: int = 1
+        self,
+        recipe: Recipe,
+        *,
+        source: ModelSource,
+        packed: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        """Open the dataset of a recipe.
+        """Open the dataset of a recipe; `packed` batches lie end to end.
 
         Raises:
             RecipeError: If the recipe names no dataset.
@@ -51,6 +57,8 @@ class TrainingData:
         self.frame_s = source.config.downsampling_ratio / source.config.sample_rate
         self.max_frames = self._max_frames(recipe, source)
         self.extra_frames = self._room_for_silence(recipe.objective.silence_s)
+        self._silence_frames = recipe.objective.silence_s / self.frame_s
+        self.packed = packed
         self._frames_per_batch = recipe.data.frames_per_batch
         self._seed = recipe.train.seed
         self.batcher = self.make_batcher(rank=rank, world_size=world_size)
@@ -62,13 +70,14 @@ class TrainingData:
             frames_per_batch=self._frames_per_batch,
             seed=self._seed,
             max_frames=self.max_frames,
-            extra_frames=self.extra_frames,
+            silence_frames=self._silence_frames,
+            packed=self.packed,
             rank=rank,
             world_size=world_size,
         )
 
     def _room_for_silence(self, mean_s: float) -> int:
-        # The mean of what is drawn later; a clip that is nearly at the limit cannot grow so much.
+        # The mean of what is drawn; a clip that is nearly at the limit cannot grow so much.
         lengths = sorted(self.train.num_frames)
         middling = lengths[len(lengths) // 2]
         return min(round(mean_s / self.frame_s), max(0, self.max_frames - middling))
@@ -86,7 +95,10 @@ class TrainingData:
         return max(1, round(wanted / self.frame_s))
 
     def next_batch(self) -> Batch:
-        """Read the next batch of this process, padded with silence."""
+        """Read the next batch of this process, padded with silence.
+
+        Some of the silence behind each clip counts as real, as `objective.silence_s` says.
+        """
         plan = next(self.batcher)
         return collate(
             [self.train[crop.index] for crop in plan.crops],

@@ -8,6 +8,7 @@ from typing import Any
 
 from sa3lora.errors import RunError, UsageError
 from sa3lora.recipe import Recipe
+from sa3lora.training.optim import ENDING_SCHEDULES
 
 # Keys that change nothing about the steps themselves.
 _FREE_SECTIONS = ("preview", "checkpoint")
@@ -18,18 +19,23 @@ _CHANGEABLE = {
     "adapter.lora_dropout",
     "data.frames_per_batch",
     "data.max_duration_s",
+    "data.packing",
     "data.split",
     "dataset",
     "objective.context_weight",
     "objective.coupling",
     "objective.inpaint",
+    "objective.min_snr_gamma",
     "objective.normalisation",
+    "objective.prior_prompts",
+    "objective.prior_weight",
     "objective.prompt_dropout",
     "objective.shift",
     "objective.silence_s",
     "objective.timesteps",
     "optim.lr",
     "optim.max_grad_norm",
+    "optim.min_lr",
     "optim.schedule",
     "optim.warmup_steps",
     "train.base_dtype",
@@ -45,6 +51,7 @@ _CHANGEABLE = {
 _OF_THE_ORDER = {
     "data.frames_per_batch",
     "data.max_duration_s",
+    "data.packing",
     "data.split",
     "dataset",
     "objective.silence_s",
@@ -116,7 +123,7 @@ def run_identity(recipe: Recipe, *, dataset: str, dit_hash: str) -> dict[str, An
     flat = _flat(recipe)
     for key in _FREE_KEYS:
         flat.pop(key, None)
-    if recipe.optim.schedule != "cosine":
+    if recipe.optim.schedule not in ENDING_SCHEDULES:
         del flat["train.max_steps"]
     return {**flat, "dataset": dataset, "base model": dit_hash}
 

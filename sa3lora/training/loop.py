@@ -11,7 +11,8 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from sa3lora.training.checkpoint import (
     newest_checkpoint,
     write_checkpoint,
 )
-from sa3lora.training.optim import LearningRate, clip_gradients, make_optimizer
+from sa3lora.training.optim import LearningRate, clip_gradients
+from sa3lora.training.optimizers import Optimizer, TakesMuon, make_optimizer, set_rate
 from sa3lora.training.processes import Alone, Processes
 from sa3lora.training.rng import collect_rng, restore_rng
 
@@ -67,6 +69,7 @@ class ResumableLoop:
         generators: Mapping[str, Generator],
         keep: int = 3,
         ema_decay: float | None = None,
+        takes_muon: TakesMuon | None = None,
         processes: Processes | None = None,
         write_tensors: Callable[[Path], None] | None = None,
         read_tensors: Callable[[Path], None] | None = None,
@@ -75,15 +78,17 @@ class ResumableLoop:
 
         Args:
             parameters: What is trained, by name.
-            optim: The recipe's `optim` section.
+            optim: The recipe's `optim` section, but for its `ema_decay`.
             max_steps: Length of the run, for schedules that end.
             folder: Where checkpoints go.
             generators: Every generator that the owner draws from.
             keep: How many checkpoints stay.
             ema_decay: Keep an exponential average of the parameters, with this decay.
+            takes_muon: Which parameters are Muon's, as `make_optimizer` takes it.
             processes: Who else trains with this process.
             write_tensors: Writes the parameters into a checkpoint's folder in a form of the
-                owner's own; by default `parameters.safetensors` by name.
+                owner's own; by default `parameters.safetensors` by name. Where averages are kept
+                it writes those, and the parameters are written by name beside them.
             read_tensors: Reads that form back into the parameters.
         """
         self.step = 0
@@ -96,21 +101,16 @@ class ResumableLoop:
             schedule=optim.schedule,
             warmup_steps=optim.warmup_steps,
             max_steps=max_steps,
+            floor=optim.min_lr,
         )
-        self._optimizer = make_optimizer(
-            self._parameters,
-            name=optim.name,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            betas=optim.betas,
-        )
+        self._optimizer: Optimizer = make_optimizer(self._parameters, optim, takes_muon=takes_muon)
         self._folder = folder
         self._generators = dict(generators)
         self._keep = keep
         self._ema_decay = ema_decay
         self._processes: Processes = processes or Alone()
-        self._write_tensors = write_tensors or self._write_parameters
-        self._read_tensors = read_tensors or self._read_parameters
+        self._write_tensors = write_tensors
+        self._read_tensors = read_tensors
         self.averages = (
             {name: p.detach().clone().float() for name, p in self._parameters.items()}
             if ema_decay is not None
@@ -140,13 +140,32 @@ class ResumableLoop:
                 step=self.step + 1,
             )
         lr = self._lr.at(self.step) * self.lr_factor
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self._optimizer, lr)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._update_averages()
         return Update(step=self.step, grad_norm=norm, lr=lr)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages in the place of the parameters for a while, if any are kept.
+
+        The parameters are afterwards what they were, bit for bit. Take no step inside.
+        """
+        if not self.averages:
+            yield
+            return
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                self._parameters[name].copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in trained.items():
+                    self._parameters[name].copy_(tensor)
 
     def save(self, info: Mapping[str, Any]) -> Path:
         """Write a checkpoint of this step, with the owner's JSON values (sampler position ...).
@@ -160,7 +179,11 @@ class ResumableLoop:
         path = self._folder / f"step-{self.step:08d}"
 
         def fill(folder: Path) -> None:
-            self._write_tensors(folder)
+            if self._write_tensors is not None:
+                with self.averaged():
+                    self._write_tensors(folder)
+            if self._write_tensors is None or self.averages:
+                _write_tensors(self._parameters, folder / _PARAMETERS)
             _write_object(self._optimizer.state_dict(), folder / _OPTIMIZER)
             _write_object(random_states, folder / _RANDOM)
             if self.averages:
@@ -186,7 +209,10 @@ class ResumableLoop:
         checkpoint, self.passed_over = newest_checkpoint(self._folder)
         if checkpoint is None:
             return None
-        self._read_tensors(checkpoint.folder)
+        if self._read_tensors is not None:
+            self._read_tensors(checkpoint.folder)
+        if self._read_tensors is None or self.averages:
+            self._read_by_name(checkpoint.folder / _PARAMETERS, self._parameters)
         device = next(iter(self._parameters.values())).device
         states = torch.load(checkpoint.folder / _RANDOM, weights_only=True)
         expected = len(self._processes.gather(None))
@@ -200,7 +226,7 @@ class ResumableLoop:
         )
         self._optimizer.load_state_dict(optimizer)
         if self.averages:
-            self._read_averages(checkpoint.folder)
+            self._read_by_name(checkpoint.folder / _AVERAGES, self.averages)
         restore_rng(states[self._processes.rank], self._generators)
         self.step = checkpoint.step
         return checkpoint.info
@@ -223,14 +249,12 @@ class ResumableLoop:
             for name, parameter in self._parameters.items():
                 self.averages[name].lerp_(parameter.detach().float(), 1.0 - decay)
 
-    def _write_parameters(self, folder: Path) -> None:
-        _write_tensors(self._parameters, folder / _PARAMETERS)
-
-    def _read_parameters(self, folder: Path) -> None:
-        _copy_tensors(load_file(folder / _PARAMETERS), self._parameters, folder / _PARAMETERS)
-
-    def _read_averages(self, folder: Path) -> None:
-        _copy_tensors(load_file(folder / _AVERAGES), self.averages, folder / _AVERAGES)
+    def _read_by_name(self, path: Path, target: Mapping[str, Tensor]) -> None:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: the checkpoint was written with another optim.ema_decay."
+            )
+        _copy_tensors(load_file(path), target, path)
 
 
 def _write_object(value: object, path: Path) -> None:

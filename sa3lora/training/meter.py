@@ -52,6 +52,7 @@ class Meter:
             "train/loss": mean("total"),
             "train/signal": mean("signal"),
             "train/context": mean("context"),
+            **({"train/prior": mean("prior")} if "prior" in everyone[0] else {}),
             **bucket_losses(t, per_item),
             "optim/lr": update.lr,
             "optim/grad_norm": update.grad_norm,
@@ -84,6 +85,7 @@ def _plain(losses: Sequence[StepLoss]) -> list[dict[str, Any]]:
             "per_item": loss.per_item.tolist(),
             "frames": loss.num_frames,
             "slots": loss.num_slots,
+            **({} if loss.prior is None else {"prior": float(loss.prior)}),
         }
         for loss in losses
     ]

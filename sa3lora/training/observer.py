@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.runs import RunFolder
@@ -15,6 +16,7 @@ from sa3lora.training.tracking import Tracker
 from sa3lora.training.validation import Validation, Validator
 
 Tell = Callable[[EventKind, str], None]
+Averaged = Callable[[], AbstractContextManager[None]]
 
 
 class Observer:
@@ -33,14 +35,19 @@ class Observer:
         run: RunFolder,
         record: RunRecord,
         tell: Tell,
+        averaged: Averaged = nullcontext,
     ) -> None:
-        """Choose tuples and prompts; nothing is computed yet."""
+        """Choose tuples and prompts; nothing is computed yet.
+
+        What is looked at is what `averaged` puts in place while it is open.
+        """
         recipe = setup.recipe
         self.last: Validation | None = None
         self._setup = setup
         self._denoiser = denoiser
         self._record = record
         self._tell = tell
+        self._averaged = averaged
         self._validator = (
             Validator(recipe, data=setup.data, source=setup.source, text=text)
             if recipe.validation.every
@@ -70,13 +77,14 @@ class Observer:
     def at_end(self, step: int) -> None:
         """Have losses to show, also where a run was resumed behind its last step."""
         if self.last is None and self._validator is not None:
-            self.last = self._validator.run(self._denoiser, step)
+            with self._averaged():
+                self.last = self._validator.run(self._denoiser, step)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._setup.recipe.train.max_steps
 
     def _validate(self, validator: Validator, step: int, tracker: Tracker) -> None:
-        with self._setup.autocast():
+        with self._setup.autocast(), self._averaged():
             self.last = validator.run(self._denoiser, step)
         self._record.add_validation(self.last)
         tracker.scalars(self.last.scalars(), step)
@@ -86,6 +94,7 @@ class Observer:
 
     def _preview(self, previewer: Previewer, step: int, tracker: Tracker) -> None:
         if self._setup.processes.is_main:
-            files = previewer.run(self._denoiser, step, tracker=tracker)
+            with self._averaged():
+                files = previewer.run(self._denoiser, step, tracker=tracker)
             self._tell("preview", f"previews: {', '.join(str(path) for path in files)}")
         self._setup.processes.wait()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.config import LOKR, AdapterConfig, count_parameters
+from sa3lora.adapters.lokr import count_lokr
 from sa3lora.adapters.sites import check_rank, select_sites, site_shapes
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
@@ -73,7 +74,7 @@ def make_plan(
     adapter = AdapterConfig.from_section(recipe.adapter)
     sites = select_sites(shapes, adapter)
     check_rank({site: shapes[site] for site in sites}, adapter)
-    num_parameters = sum(count_parameters(adapter.type, adapter.r, *shapes[site]) for site in sites)
+    num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     batches = batch_statistics(data)
     rows = {
@@ -85,6 +86,7 @@ def make_plan(
             f"{len(sites)} of {len(shapes)} layers, {num_parameters:,} trainable parameters "
             f"({num_parameters * 4 / 1e6:.1f} MB)"
         ),
+        **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
         "memory": _memory(
             source, precision, num_base=num_base, trained=num_parameters, batches=batches
@@ -94,19 +96,34 @@ def make_plan(
     return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, data, batches)))
 
 
+def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
+    if adapter.type == LOKR:
+        return count_lokr(adapter, shapes)
+    return sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes.values())
+
+
+def _start_rows(recipe: Recipe) -> dict[str, str]:
+    """Tell what is not trained from nothing, or not on the bare base."""
+    rows = {}
+    if recipe.adapter.from_ is not None:
+        rows["goes on from"] = str(recipe.adapter.from_)
+    if entries := recipe.adapter.stack_entries():
+        named = ", ".join(f"{path} at {strength:g}" for path, strength in entries)
+        rows["on top of"] = f"{named}, frozen in the weights"
+    return rows
+
+
 def batch_statistics(data: TrainingData) -> BatchStatistics:
-    """Count the batches of the first epoch; silence extensions are drawn later and not in it."""
+    """Count the batches of the first epoch, with the silence behind their clips."""
     batcher = data.make_batcher()
     plans = [next(batcher) for _ in range(len(batcher))]
-    slots = sum(plan.num_frames * len(plan.crops) for plan in plans)
-    real = sum(crop.num_frames for plan in plans for crop in plan.crops)
+    slots = sum(plan.num_slots for plan in plans)
+    real = sum(plan.num_real for plan in plans)
     return BatchStatistics(
         num_batches=len(plans),
         clips_per_batch=sum(len(plan.crops) for plan in plans) / len(plans),
         padding_waste=1.0 - real / slots,
-        largest_frames=max(
-            (plan.num_frames + data.extra_frames) * len(plan.crops) for plan in plans
-        ),
+        largest_frames=max(plan.num_slots for plan in plans),
         num_singletons=sum(len(plan.crops) == 1 for plan in plans),
     )
 
@@ -127,7 +144,8 @@ def _data_rows(
         ),
         "batches": (
             f"{batches.num_batches} an epoch, {batches.clips_per_batch:.1f} clips each, at most "
-            f"{recipe.data.frames_per_batch:,} frames, {batches.padding_waste:.1%} padding"
+            f"{recipe.data.frames_per_batch:,} frames, "
+            + ("packed end to end" if data.packed else f"{batches.padding_waste:.1%} padding")
         ),
         "steps": (
             f"{recipe.train.max_steps:,}, {recipe.train.grad_accum * world_size} batches a step, "
@@ -176,7 +194,8 @@ def _notes(recipe: Recipe, data: TrainingData, batches: BatchStatistics) -> list
             else f"the run trains on the {recipe.data.split} split"
         )
         notes.append(f"no held-out loss, because {reason}")
-    if recipe.objective.coupling != "none" and batches.num_singletons:
+    alone = recipe.objective.coupling != "none" and recipe.train.grad_accum == 1
+    if alone and batches.num_singletons:
         notes.append(
             f"{batches.num_singletons} of {batches.num_batches} batches hold one clip, where "
             f"objective.coupling={recipe.objective.coupling} changes nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,16 @@ from typing import Any
 import torch
 
 import sa3lora
-from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.bases import pin_bases
+from sa3lora.adapters.config import LOKR, AdapterConfig
 from sa3lora.adapters.files import write_adapter
+from sa3lora.adapters.find import FOLDER_OF_A_RUN
 from sa3lora.adapters.header import build_metadata
 from sa3lora.adapters.inject import export_file
+from sa3lora.adapters.lokr_folder import write_lokr_folder
+from sa3lora.adapters.peft_read import WEIGHTS_NAME
+from sa3lora.adapters.stacked import Stacked, stack_metadata
+from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
@@ -151,6 +158,8 @@ def shareable_recipe(recipe: Recipe) -> str:
     adapter = recipe.adapter
     if adapter.from_ is not None:
         adapter = adapter.model_copy(update={"from_": Path(adapter.from_.name)})
+    names = [f"{path.name}={strength!r}" for path, strength in adapter.stack_entries()]
+    adapter = adapter.model_copy(update={"stack": names})
     model = recipe.model
     if model is not None and Path(model).is_dir():
         model = Path(model).name
@@ -168,8 +177,9 @@ def write_result(
     source: ModelSource,
     data: TrainingData,
     step: int,
+    stack: Sequence[Stacked] = (),
 ) -> Path:
-    """Write the finished adapter in the official layout, float32, and close the manifest."""
+    """Write the finished adapter, float32, in the official layout if its type has a place there."""
     licences = sorted({row.licence for row in data.train.rows if row.licence})
     metadata = build_metadata(
         base_id=source.name,
@@ -182,18 +192,28 @@ def write_result(
         title=run.name,
         date=dt.date.fromisoformat(record.content["date"]),
     )
-    adapter = export_file(denoiser, config, metadata=metadata)
-    write_adapter(run.adapter_path, adapter, overwrite=True)
+    adapter = export_file(denoiser, config, metadata=metadata | stack_metadata(stack))
+    adapter = pin_bases(adapter, CheckpointWeights(source.weights_path), carry=False)
+    if config.type == LOKR:
+        path = write_lokr_folder(run.path / FOLDER_OF_A_RUN, adapter) / WEIGHTS_NAME
+    else:
+        path = run.adapter_path
+        write_adapter(path, adapter, overwrite=True)
     record.write(
         status="finished",
         step=step,
         adapter={
             **record.content["adapter"],
-            "file": run.adapter_path.name,
-            "sha256": sha256_file(run.adapter_path),
+            "file": path.relative_to(run.path).as_posix(),
+            "sha256": sha256_file(path),
         },
     )
-    return run.adapter_path
+    return finished_path(run, config)
+
+
+def finished_path(run: RunFolder, config: AdapterConfig) -> Path:
+    """Where a run of this type leaves its adapter: one file, or a PEFT folder for `lokr`."""
+    return run.path / FOLDER_OF_A_RUN if config.type == LOKR else run.adapter_path
 
 
 def flat_settings(recipe: Recipe) -> dict[str, bool | str | float | int]:

@@ -11,33 +11,38 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, nn
+from torch import nn
 
-from sa3lora.adapters.compat import check_base
-from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.config import LOKR, AdapterConfig
 from sa3lora.adapters.files import read_adapter, write_adapter
+from sa3lora.adapters.find import FILE_OF_A_RUN as ADAPTER_FILE
+from sa3lora.adapters.find import find_adapter
 from sa3lora.adapters.inject import (
     adapter_parameters,
     export_file,
     import_adapter_state,
     inject_adapter,
 )
-from sa3lora.adapters.sites import site_shapes
+from sa3lora.adapters.lokr_folder import write_lokr_folder
+from sa3lora.adapters.stacked import Stacked, fold_stack, missing_from_stack
+from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.errors import RecipeError
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
-from sa3lora.recipe import AdapterSection, Recipe
+from sa3lora.recipe import Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.optimizers import check_optim
+from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
+from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
+from sa3lora.training.start import read_stack, read_start, start_identity
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_FILE = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Setup:
     plan: Plan
     adapter: AdapterConfig
     identity: dict[str, Any]
+    stack: tuple[Stacked, ...] = ()
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -75,10 +81,17 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             f"model: {source.name} is an autoencoder alone and cannot be trained. Name a model "
             "that generates, such as small-music-base."
         )
+    check_optim(recipe.optim, adapter_type=recipe.adapter.type)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
-    data = TrainingData(recipe, source=source, rank=processes.rank, world_size=processes.size)
     precision = choose_precision(recipe.train, device=device.type)
+    data = TrainingData(
+        recipe,
+        source=source,
+        packed=uses_packing(recipe, device=device.type, compute=precision.compute),
+        rank=processes.rank,
+        world_size=processes.size,
+    )
     plan = make_plan(
         recipe,
         source=source,
@@ -88,8 +101,9 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         world_size=processes.size,
     )
     identity = run_identity(recipe, dataset=data.train.meta.fingerprint, dit_hash=source.dit_hash)
-    if recipe.adapter.from_ is not None:
-        identity["adapter.from"] = _start_hash(recipe.adapter, recipe.adapter.from_, source)
+    stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
+    identity.pop("adapter.stack")
+    identity |= start_identity(read_start(recipe.adapter, source), stack)
     return Setup(
         recipe=recipe,
         source=source,
@@ -100,6 +114,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         plan=plan,
         adapter=AdapterConfig.from_section(recipe.adapter),
         identity=identity,
+        stack=stack,
     )
 
 
@@ -107,6 +122,7 @@ def build_text(setup: Setup) -> TextEmbeddings:
     """Embed captions and preview prompts that are not cached yet; the encoder is then freed."""
     text = TextEmbeddings(setup.data, setup.source)
     prompts = setup.data.captions() | set(preview_prompts(setup.recipe, setup.data))
+    prompts |= set(prior_prompts(setup.recipe.objective))
     with setup.processes.accelerator.main_process_first():
         added = text.build(sorted(prompts), device=setup.device.type)
     if added:
@@ -115,7 +131,7 @@ def build_text(setup: Setup) -> TextEmbeddings:
 
 
 def load_denoiser(setup: Setup) -> Denoiser:
-    """Load the frozen base and inject a fresh adapter, or the one that the recipe goes on from.
+    """Load the frozen base, fold the stack in, inject a fresh adapter or the one to go on from.
 
     Raises:
         RecipeError: If that adapter has another rank, scale or type than the recipe.
@@ -125,9 +141,15 @@ def load_denoiser(setup: Setup) -> Denoiser:
     device = str(setup.device)
     denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
     denoiser.model.gradient_checkpointing = uses_checkpointing(recipe, setup.device.type)
-    inject_adapter(denoiser, setup.adapter, seed=recipe.train.seed)
-    if recipe.adapter.from_ is not None:
-        import_adapter_state(denoiser, read_adapter(recipe.adapter.from_).tensors)
+    stored = CheckpointWeights(setup.source.weights_path)
+    stack = read_stack(recipe.adapter, setup.source)
+    bases = fold_stack(denoiser, [(adapter, s) for _, adapter, s in stack], stored)
+    inject_adapter(denoiser, setup.adapter, seed=recipe.train.seed, bases=bases, stored=stored)
+    if (start := read_start(recipe.adapter, setup.source)) is not None:
+        import_adapter_state(denoiser, start.tensors)
+        played = {one.name: (adapter, s) for one, adapter, s in stack}
+        for note in missing_from_stack({f"{recipe.adapter.from_}": (start, 1.0), **played}):
+            logger.warning(note)
     for module in denoiser.modules():
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)
@@ -136,51 +158,36 @@ def load_denoiser(setup: Setup) -> Denoiser:
     return denoiser
 
 
-def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> tuple[ResumableLoop, Generator]:
-    """Make the loop over the adapter's tensors and the generator that its steps draw from."""
+def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> ResumableLoop:
+    """Make the loop over the adapter's tensors."""
     recipe = setup.recipe
-    generator = Generator()  # seeded anew for each batch, see streams.py
-    loop = ResumableLoop(
+    return ResumableLoop(
         dict(adapter_parameters(denoiser)),
         optim=recipe.optim,
         max_steps=recipe.train.max_steps,
         folder=folder,
-        generators={"steps": generator},
+        generators={},  # what a step draws follows from its number, see streams.py
         keep=recipe.checkpoint.keep,
+        ema_decay=recipe.optim.ema_decay,
         processes=setup.processes,
         write_tensors=_adapter_writer(denoiser, setup.adapter),
         read_tensors=_adapter_reader(denoiser),
     )
-    return loop, generator
 
 
 def _adapter_writer(denoiser: Denoiser, config: AdapterConfig) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        write_adapter(folder / ADAPTER_FILE, export_file(denoiser, config))
+        adapter = export_file(denoiser, config)
+        if config.type == LOKR:
+            write_lokr_folder(folder, adapter)
+        else:
+            write_adapter(folder / ADAPTER_FILE, adapter)
 
     return write
 
 
 def _adapter_reader(denoiser: Denoiser) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        import_adapter_state(denoiser, read_adapter(folder / ADAPTER_FILE).tensors)
+        import_adapter_state(denoiser, read_adapter(find_adapter(folder)).tensors)
 
     return read
-
-
-def _start_hash(section: AdapterSection, path: Path, source: ModelSource) -> str:
-    """Check that a run can go on from an adapter, before anything is loaded; give its hash."""
-    adapter = read_adapter(path)
-    ours = AdapterConfig.from_section(section)
-    found = (adapter.config.type, adapter.config.r, adapter.config.alpha)
-    wanted = (ours.type, ours.r, ours.alpha)
-    if found != wanted:
-        raise RecipeError(
-            f"adapter.from: {path} is {found[0]} with r {found[1]} and alpha {found[2]:g}, the "
-            f"recipe wants {wanted[0]} with r {wanted[1]} and alpha {wanted[2]:g}. Change one to "
-            "fit the other."
-        )
-    with torch.device("meta"):
-        shapes = site_shapes(Denoiser(source.config))
-    check_base(adapter, name=source.name, dit_hash=source.dit_hash, shapes=shapes, label=str(path))
-    return adapter.content_hash

@@ -1,4 +1,4 @@
-"""The loss of one training micro-batch: silence extension, fresh draws, the released objective.
+"""The losses of one training step: silence extension, fresh draws, the released objective.
 
 Nothing here knows about adapters, caches or devices' settings: the same function trains a whole
 denoiser from nothing (text embeddings may carry gradients) or a LoRA adapter on a frozen one.
@@ -7,6 +7,7 @@ denoiser from nothing (text embeddings may carry gradients) or a LoRA adapter on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -14,15 +15,18 @@ from torch import Generator, Tensor
 from sa3lora.flow import extend_mask, frame_mask
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
-from sa3lora.probe.draws import StepLoss, draw_step, loss_of_draws
+from sa3lora.probe import Draws, StepLoss, couple_draws, draw_uncoupled, loss_of_draws
 from sa3lora.recipe import ObjectiveSection
 
 __all__ = [
+    "MicroBatch",
     "StepLoss",
     "broken_clips",
     "extend_by_silence",
     "fill_with_silence",
     "flow_step_loss",
+    "loss_of_micro_batch",
+    "prepare_step",
 ]
 
 
@@ -57,32 +61,112 @@ def flow_step_loss(
     Returns:
         The loss with its terms; its `total` carries the gradient.
     """
-    latents, mask = extend_by_silence(
-        latents,
-        mask,
-        silence=silence,
-        mean_s=objective.silence_s,
-        model_config=model_config,
-        generator=generator,
-        max_frames=max_frames,
-    )
-    draws = draw_step(
-        latents,
-        mask,
-        seconds=seconds,
+    [batch] = prepare_step(
+        [latents],
+        masks=[mask],
+        seconds=[seconds],
         objective=objective,
         model_config=model_config,
-        generator=generator,
+        generators=[generator],
+        silence=silence,
+        max_frames=max_frames,
     )
+    return loss_of_micro_batch(denoiser, batch, text=text, objective=objective)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Clips of one forward pass, ready for it.
+
+    Attributes:
+        latents: Clips with their silence, (B, C, T).
+        mask: True on real frames, silence extension included, (B, T).
+        seconds: `seconds_total` of each clip, (B,), float32.
+        draws: Time, noise coupled over the whole step, keep-mask and prompt dropout.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    seconds: Tensor
+    draws: Draws
+
+
+def prepare_step(
+    latents: Sequence[Tensor],
+    *,
+    masks: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    objective: ObjectiveSection,
+    model_config: ModelConfig,
+    generators: Sequence[Generator],
+    silence: Tensor | None = None,
+    max_frames: int | None = None,
+) -> list[MicroBatch]:
+    """Extend and draw for every micro-batch of an optimizer step, then couple over all of them.
+
+    So a step of eight single clips is coupled like one batch of eight. Arguments are those of
+    `flow_step_loss`, one entry for each micro-batch; each draws from a generator of its own.
+    """
+    extended = [
+        extend_by_silence(
+            each,
+            mask,
+            silence=silence,
+            mean_s=objective.silence_s,
+            model_config=model_config,
+            generator=generator,
+            max_frames=max_frames,
+        )
+        for each, mask, generator in zip(latents, masks, generators, strict=True)
+    ]
+    # Any clip may get any noise of the step; without coupling each keeps its own.
+    longest = max(each.shape[2] for each, _ in extended)
+    couples = objective.coupling != "none" and len(extended) > 1
+    draws = [
+        draw_uncoupled(
+            each,
+            mask,
+            seconds=durations,
+            objective=objective,
+            model_config=model_config,
+            generator=generator,
+            noise_frames=longest if couples else None,
+        )
+        for (each, mask), durations, generator in zip(extended, seconds, generators, strict=True)
+    ]
+    if objective.coupling != "none":
+        draws = couple_draws(
+            draws,
+            [each for each, _ in extended],
+            masks=[mask for _, mask in extended],
+            method=objective.coupling,
+        )
+    return [
+        MicroBatch(each, mask, durations, drawn)
+        for (each, mask), durations, drawn in zip(extended, seconds, draws, strict=True)
+    ]
+
+
+def loss_of_micro_batch(
+    denoiser: Denoiser,
+    batch: MicroBatch,
+    *,
+    text: Sequence[Tensor],
+    objective: ObjectiveSection,
+    packed: bool = False,
+) -> StepLoss:
+    """Score the denoiser on a micro-batch as the recipe's objective says, prior term excluded."""
     return loss_of_draws(
         denoiser,
-        latents,
-        mask=mask,
-        seconds=seconds,
+        batch.latents,
+        mask=batch.mask,
+        seconds=batch.seconds,
         text=text,
-        draws=draws,
+        draws=batch.draws,
         context_weight=objective.context_weight,
         normalisation=objective.normalisation,
+        min_snr_gamma=objective.min_snr_gamma,
+        packed=packed,
     )
 
 

@@ -7,42 +7,24 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Generator
 
 from sa3lora.errors import DivergenceError
 from sa3lora.latents.batching import Batch
-from sa3lora.models.denoiser import Denoiser
-from sa3lora.training.data import TextEmbeddings
+from sa3lora.training.flow_objective import StepObjective
 from sa3lora.training.loop import ResumableLoop, Update
 from sa3lora.training.meter import Meter
 from sa3lora.training.session import Setup
-from sa3lora.training.step import StepLoss, broken_clips, flow_step_loss
-from sa3lora.training.streams import Streams
+from sa3lora.training.step import StepLoss, broken_clips
 
 
 class Stepper:
-    """Takes steps; everything that changes by them belongs to `loop`, `generator` and the data."""
+    """Takes steps; everything that changes by them belongs to `loop`, the data and `objective`."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        *,
-        denoiser: Denoiser,
-        text: TextEmbeddings,
-        loop: ResumableLoop,
-        generator: Generator,
-    ) -> None:
+    def __init__(self, setup: Setup, *, objective: StepObjective, loop: ResumableLoop) -> None:
         """Take the parts of a run that is ready for its next step."""
         self._setup = setup
-        self._denoiser = denoiser
-        self._text = text
+        self._objective = objective
         self._loop = loop
-        self._streams = Streams(
-            generator,
-            seed=setup.recipe.train.seed,
-            rank=setup.processes.rank,
-            world_size=setup.processes.size,
-        )
         self._meter = Meter(setup.device, processes=setup.processes)
 
     def take(self, *, attempt: int = 0) -> dict[str, float]:
@@ -64,10 +46,11 @@ class Stepper:
             self._setup.data.next_batch()
         batches = [self._setup.data.next_batch() for _ in range(accumulate)]
         num_clips = sum(len(batch.clip_ids) for batch in batches)
+        step = self._loop.step + 1
         losses: list[StepLoss] = []
-        for number, batch in enumerate(batches):
-            draws = self._streams.open(number, step=self._loop.step + 1, attempt=attempt)
-            loss = self._loss(batch, draws)
+        for batch, loss in zip(
+            batches, self._objective.losses(batches, step=step, attempt=attempt), strict=True
+        ):
             torch.autograd.backward(loss.total * (len(batch.clip_ids) / num_clips))
             losses.append(loss)
         finite = all(bool(torch.isfinite(loss.total)) for loss in losses)
@@ -80,23 +63,6 @@ class Stepper:
     def first_estimate(self, remaining: int) -> str | None:
         """Say how long the rest will take, once, when the first few steps are behind."""
         return self._meter.first_estimate(remaining)
-
-    def _loss(self, batch: Batch, draws: Generator) -> StepLoss:
-        setup = self._setup
-        on_device = batch.to(setup.device)
-        with setup.autocast():
-            return flow_step_loss(
-                self._denoiser,
-                on_device.latents,
-                mask=on_device.mask,
-                seconds=on_device.seconds,
-                text=[self._text(caption) for caption in batch.captions],
-                objective=setup.recipe.objective,
-                model_config=setup.source.config,
-                generator=draws,
-                silence=setup.data.train.silence,
-                max_frames=setup.data.max_frames,
-            )
 
     def _with_clips(
         self, error: DivergenceError, losses: Sequence[StepLoss], batches: Sequence[Batch]

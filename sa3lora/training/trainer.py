@@ -15,12 +15,19 @@ from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
+from sa3lora.training.flow_objective import FlowObjective
 from sa3lora.training.identity import check_changeable
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
 from sa3lora.training.processes import accelerated, is_main_process
-from sa3lora.training.result import RunRecord, TrainResult, flat_settings, write_result
+from sa3lora.training.result import (
+    RunRecord,
+    TrainResult,
+    finished_path,
+    flat_settings,
+    write_result,
+)
 from sa3lora.training.resumption import Resumption
 from sa3lora.training.rng import undisturbed_rng
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
@@ -111,15 +118,9 @@ class _Trainer:
         )
         self._text: TextEmbeddings = build_text(setup)
         self._denoiser: Denoiser = load_denoiser(setup)
-        self._loop: ResumableLoop
-        self._loop, generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
-        self._stepper = Stepper(
-            setup,
-            denoiser=self._denoiser,
-            text=self._text,
-            loop=self._loop,
-            generator=generator,
-        )
+        self._loop: ResumableLoop = make_loop(setup, self._denoiser, folder=run.checkpoints)
+        objective = FlowObjective(setup, denoiser=self._denoiser, text=self._text)
+        self._stepper = Stepper(setup, objective=objective, loop=self._loop)
         self._record = self._resumption.record or self._start()
         self._observer = Observer(
             setup,
@@ -128,6 +129,7 @@ class _Trainer:
             run=run,
             record=self._record,
             tell=self._tell,
+            averaged=self._loop.averaged,
         )
         if resume:
             self._resumption.restore(self._loop, self._record)
@@ -214,16 +216,18 @@ class _Trainer:
     def _finish(self, tracker: Tracker) -> TrainResult:
         validation = self._observer.last
         if self._is_main:
-            write_result(
-                self._denoiser,
-                config=self._setup.adapter,
-                recipe=self._recipe,
-                run=self._folder,
-                record=self._record,
-                source=self._setup.source,
-                data=self._setup.data,
-                step=self._loop.step,
-            )
+            with self._loop.averaged():
+                write_result(
+                    self._denoiser,
+                    config=self._setup.adapter,
+                    recipe=self._recipe,
+                    run=self._folder,
+                    record=self._record,
+                    source=self._setup.source,
+                    data=self._setup.data,
+                    step=self._loop.step,
+                    stack=self._setup.stack,
+                )
             scores = (
                 {}
                 if validation is None
@@ -238,7 +242,7 @@ class _Trainer:
             run=self._folder,
             step=self._loop.step,
             finished=True,
-            adapter_path=self._folder.adapter_path,
+            adapter_path=finished_path(self._folder, self._setup.adapter),
             validation=self._observer.last,
             best_step=self._record.best_step,
         )

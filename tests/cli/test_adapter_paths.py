@@ -1,6 +1,11 @@
 import pytest
 
-from sa3lora.cli.adapter_paths import PlayedAdapter, parse_played_path, parse_weighted_path
+from sa3lora.cli.adapter_paths import (
+    PlayedAdapter,
+    parse_played_path,
+    parse_weighted_path,
+    skip_layers,
+)
 from sa3lora.cli.generate_run import parse_adapters
 from sa3lora.errors import AdapterError, UsageError
 
@@ -71,3 +76,46 @@ def test_an_adapter_whose_name_holds_an_at_sign_is_a_file_like_any_other(tmp_pat
         PlayedAdapter(path, 0.5),
         PlayedAdapter(path),
     ]
+
+
+def test_conditioners_may_have_a_strength_of_their_own(adapter):
+    apart = PlayedAdapter(adapter, 0.5, conditioner_strength=0.0)
+    assert parse_played_path(f"{adapter}=0.5:0") == apart
+    assert parse_played_path(f"{adapter}=0.5:0@0:0.25") == PlayedAdapter(
+        adapter, 0.5, (0.0, 0.25), 0.0
+    )
+    with pytest.raises(UsageError, match="must be a number, got 'off'"):
+        parse_played_path(f"{adapter}=0.5:off")
+
+
+def test_a_path_may_hold_a_colon(tmp_path):
+    path = tmp_path / "take=1:2.safetensors"
+    path.touch()
+    assert parse_played_path(str(path)) == PlayedAdapter(path)
+    assert parse_played_path(f"{path}=0.5") == PlayedAdapter(path, 0.5)
+
+
+def test_layers_are_skipped_by_one_adapter_or_by_all(adapter):
+    one, two = PlayedAdapter(adapter), PlayedAdapter(adapter, 0.5)
+    changed = skip_layers([one, two], ["layers[0-3]", "2=.ff."])
+    assert [played.skip_layers for played in changed] == [
+        ("layers[0-3]",), ("layers[0-3]", ".ff."),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3=.ff.", "there is no adapter 3, there are 1"),
+        ("x=.ff.", "there is no adapter x"),
+        ("1=", "there is no pattern"),
+    ],
+)
+def test_layers_of_no_adapter_are_wrong_usage(adapter, text, message):
+    with pytest.raises(UsageError, match=message):
+        skip_layers([PlayedAdapter(adapter)], [text])
+
+
+def test_layers_to_skip_need_an_adapter():
+    with pytest.raises(UsageError, match="needs --adapter"):
+        skip_layers([], ["layers[0-3]"])

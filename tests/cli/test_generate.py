@@ -116,12 +116,14 @@ def test_an_adapter_changes_the_sound_and_strength_0_does_not(
 ) -> None:
     adapter = small_model / "adapter_lora.safetensors"
     sounds = []
-    for options in ((), (f"{adapter}=0",), (f"{adapter}=1",)):
-        args = [word for path in options for word in ("--adapter", path)]
+    nowhere = (f"{adapter}=1:0", "--skip-layers", "1=model.")
+    for options in ((), (f"{adapter}=0",), nowhere, (f"{adapter}=1",)):
+        args = ["--adapter", *options] if options else []
         assert generate("glass", "--seed", "1", "--force", *args)[0] == 0
         sounds.append(samples(out))
     assert np.array_equal(sounds[0], sounds[1])
-    assert not np.array_equal(sounds[0], sounds[2])
+    assert np.array_equal(sounds[0], sounds[2])
+    assert not np.array_equal(sounds[0], sounds[3])
 
 
 def test_without_model_and_adapter_it_is_tiny(

@@ -1,8 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 
-from sa3lora.adapters.files import read_adapter
+from sa3lora.adapters.bases import HASH_KEY
+from sa3lora.adapters.files import read_adapter, write_adapter
 from sa3lora.cli.main import main
 
 
@@ -56,3 +58,14 @@ def test_what_cannot_work_is_one_message(lora, tmp_path, capsys, options, messag
     assert main(["resize", lora, *options, "-o", str(tmp_path / "out.safetensors")]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_directions_of_other_weights_are_refused(small_model, tmp_path, capsys):
+    adapter = read_adapter(small_model / "adapter_lora-xs.safetensors")
+    stranger = dataclasses.replace(adapter, metadata={HASH_KEY: "0" * 64})
+    write_adapter(tmp_path / "a.safetensors", stranger)
+    out = tmp_path / "out.safetensors"
+    command = ["resize", str(tmp_path / "a.safetensors"), "--rank", "1", "-o", str(out)]
+    assert main([*command, "--model", str(small_model)]) == 1
+    assert "was made for other weights" in capsys.readouterr().err
+    assert not out.exists()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sa3lora.flow import (
+    couple_across,
     couple_noise,
     exact_assignment,
     greedy_assignment,
@@ -108,3 +109,48 @@ def test_a_batch_of_one_is_left_alone():
 def test_an_unknown_coupling_is_refused():
     with pytest.raises(ValueError, match=r"none, sinkhorn, exact, got 'ot'"):
         couple_noise(randn(0), randn(1), method="ot")
+
+
+def _parts(sizes: list[tuple[int, int]], seed: int = 5) -> tuple[list[torch.Tensor], ...]:
+    """Clips of unequal length, a noise for each as long as the longest, and the clips' masks."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(frames for _, frames in sizes)
+    data = [torch.randn(count, 3, frames, generator=generator) for count, frames in sizes]
+    noise = [torch.randn(count, 3, longest, generator=generator) for count, _ in sizes]
+    masks = [torch.ones(count, frames, dtype=torch.bool) for count, frames in sizes]
+    return data, noise, masks
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "exact", "none"])
+@pytest.mark.parametrize("sizes", [[(1, 6)] * 6, [(2, 6), (3, 6), (1, 6)]])
+def test_micro_batches_of_one_length_are_coupled_as_the_one_batch_they_make(method, sizes):
+    data, noise, masks = _parts(sizes)
+    parts = couple_across(data, noise, method=method, masks=masks)
+    assert [len(part) for part in parts] == [count for count, _ in sizes]
+    whole = couple_noise(torch.cat(data), torch.cat(noise), method=method, mask=torch.cat(masks))
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "exact"])
+def test_single_clips_of_a_step_trade_their_noise_and_lie_nearer_to_it(method):
+    data, noise, masks = _parts([(1, frames) for frames in (4, 9, 6, 7, 5, 8)])
+    parts = couple_across(data, noise, method=method, masks=masks)
+    sources = [
+        next(n for n, own in enumerate(noise) if torch.equal(part, own[..., : part.shape[2]]))
+        for part in parts
+    ]
+    assert sorted(sources) == list(range(6)), "every noise is used once"
+    assert sources != list(range(6)), "and not all by their own clips"
+    pairs = zip(data, noise, parts, strict=True)
+    distances = [
+        ((d - n[..., : d.shape[2]]).square().sum(), (d - p).square().sum()) for d, n, p in pairs
+    ]
+    before, after = torch.tensor(distances).sum(dim=0)
+    if method == "exact":
+        assert after < before
+
+
+def test_noise_that_does_not_reach_the_longest_clip_is_refused():
+    data, noise, masks = _parts([(1, 4), (1, 9)])
+    with pytest.raises(ValueError, match=r"at least 9 frames, got \[4, 9\]"):
+        couple_across(data, [noise[0][..., :4], noise[1]], method="exact", masks=masks)

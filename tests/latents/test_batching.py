@@ -36,6 +36,59 @@ def test_clips_of_like_length_meet():
     assert used / padded > 0.85
 
 
+# Frames a second of the medium model's latents.
+RATE = 44100 / 4096
+MIXED = [int(np.ceil(RATE * s)) for s in (5, 8, 11, 380)] + [
+    int(np.ceil(RATE * s))
+    for s in np.minimum(380, 5 + np.random.default_rng(0).exponential(20, 400))
+]
+
+
+def waste(plans) -> float:
+    return 1 - sum(p.num_real for p in plans) / sum(p.num_slots for p in plans)
+
+
+def test_a_mixed_set_wastes_little_padded_and_nothing_packed():
+    settings = {"frames_per_batch": 4096, "max_frames": 4096, "silence_frames": 4 * RATE}
+    padded = waste(epoch_of(make(MIXED, **settings)))
+    packed = waste(epoch_of(make(MIXED, **settings, packed=True)))
+    to_the_maximum = 1 - sum(MIXED) / (4096 * len(MIXED))
+    print(
+        f"5 s to 380 s at medium's rate: {padded:.1%} padding by length, {packed:.1%} packed, "
+        f"{to_the_maximum:.1%} padded to the maximum"
+    )
+    assert padded < 0.10
+    assert packed < 0.02
+    assert to_the_maximum > 0.90
+
+
+def test_packed_batches_keep_the_budget_and_hold_more_clips():
+    settings = {"frames_per_batch": 600, "silence_frames": 20}
+    plans = list(islice(make(**settings, packed=True), 100))
+    assert all(plan.num_slots <= 600 for plan in plans)
+    assert len(make(**settings, packed=True)) < len(make(**settings))
+
+
+def test_silence_is_a_floored_exponential_within_the_limit():
+    batcher = make([10] * 4000, frames_per_batch=10**6, max_frames=500, silence_frames=43.0)
+    silence = np.array([crop.silence_frames for crop in next(batcher).crops])
+    # mean of the floor of an exponential: 1 / (e^(1 / mean) - 1), and about 1 / sqrt(n) of error
+    assert silence.mean() == pytest.approx(1 / (np.exp(1 / 43) - 1), rel=0.07)
+    assert (silence >= 43).mean() == pytest.approx(np.exp(-1), abs=0.04)
+    for plan in islice(make(max_frames=50, silence_frames=43.0), 60):
+        assert all(crop.total_frames <= 50 for crop in plan.crops)
+        assert all(crop.silence_frames == 0 for crop in plan.crops if crop.num_frames == 50)
+
+
+def test_silence_is_drawn_anew_each_epoch_and_none_draws_nothing():
+    batcher = make(silence_frames=43.0)
+    first, second = (
+        {c.index: c.silence_frames for p in epoch_of(batcher) for c in p.crops} for _ in "ab"
+    )
+    assert first != second
+    assert epoch_of(make(silence_frames=0.0)) == epoch_of(make())
+
+
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
     first = list(islice(make(), 40))
     assert first == list(islice(make(), 40))
@@ -57,7 +110,16 @@ def test_a_resumed_sampler_goes_on_exactly(steps):
     assert list(islice(other, 30)) == list(islice(batcher, 30))
 
 
-@pytest.mark.parametrize("change", [{"frames_per_batch": 300}, {"seed": 3}, {"max_frames": 50}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames_per_batch": 300},
+        {"seed": 3},
+        {"max_frames": 50},
+        {"packed": True},
+        {"silence_frames": 9},
+    ],
+)
 def test_a_state_of_other_batches_is_refused(change):
     with pytest.raises(DatasetError, match="differ from those of the checkpoint"):
         make(**change).load_state_dict(make().state_dict())

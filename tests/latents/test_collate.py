@@ -51,6 +51,13 @@ def test_extra_frames_give_room_behind_the_longest_clip():
     assert batch.latents[0, :, 3:].tolist() == [[1, 2], [-1, -2]]
 
 
+def test_the_silence_of_a_crop_is_real_and_its_length_does_not_count_as_music():
+    batch = put([make_clip(6), make_clip(3)], crops=[Crop(0, 0, 6), Crop(1, 1, 2, 2)])
+    assert batch.mask.tolist() == [[True] * 6, [True] * 4 + [False] * 2]
+    assert batch.latents[1, 0].tolist() == [101, 102, 1, 2, 3, 1]
+    assert batch.seconds.tolist() == pytest.approx([1.5, 0.5])
+
+
 def test_texts_and_waste_are_reported():
     batch = put([make_clip(4), make_clip(2)])
     assert batch.captions == ["caption 4", "caption 2"]

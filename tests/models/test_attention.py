@@ -14,7 +14,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa3lora.errors import ModelError
-from sa3lora.models.attention import attention, band_attention, choose_backend
+from sa3lora.models.attention import (
+    Spans,
+    attention,
+    band_attention,
+    choose_backend,
+    packed_attention,
+)
 
 
 def qkv(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
@@ -161,3 +167,24 @@ def make_run(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> Callable[[s
         return attention(q, k, v, mask) * mask[:, None, :, None]
 
     return run
+
+
+def test_packed_pieces_attend_to_nothing_but_their_own_keys() -> None:
+    queries = Spans.of([5, 1, 7], torch.device("cpu"))
+    keys = Spans.of([3, 3, 3], torch.device("cpu"))
+    query = qkv(1, 2, 13, 8)[0]
+    _, key, value = qkv(1, 2, 9, 8)
+    out = packed_attention(query, key, value, queries=queries, keys=keys)
+    for start, stop, n in ((0, 5, 0), (5, 6, 1), (6, 13, 2)):
+        piece = [x[:, :, 3 * n : 3 * n + 3] for x in (key, value)]
+        assert torch.equal(out[:, :, start:stop], attention(query[:, :, start:stop], *piece))
+
+
+def test_under_autocast_packed_attention_computes_in_its_type_as_plain_attention_does() -> None:
+    q, k, v = qkv(1, 2, 6, 8)
+    whole = Spans.of([6], torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = packed_attention(q, k, v, queries=whole, keys=whole)
+        plain = attention(q, k, v)
+    assert packed.dtype == plain.dtype == torch.bfloat16
+    assert torch.equal(packed, plain)

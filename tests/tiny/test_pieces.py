@@ -11,6 +11,8 @@ from sa3lora.audio import read_audio
 from sa3lora.errors import UsageError
 from sa3lora.tiny.pieces import (
     HELD_OUT_SEED,
+    RHYTHM_SEED,
+    RHYTHM_TIMBRES,
     make_piece,
     pretraining_caption,
     pretraining_piece,
@@ -57,6 +59,16 @@ def test_pretraining_pieces_last_2_to_24_seconds_and_half_are_solos():
 def test_captions_are_known_without_rendering():
     for seed in range(5):
         assert pretraining_caption(seed) == pretraining_piece(seed, duration_s=1.0).caption
+
+
+def test_seeds_of_rhythm_are_solos_of_instruments_that_mark_the_beat():
+    plans = [pretraining_plan(RHYTHM_SEED + i) for i in range(12)]
+    assert {tuple(part.timbre for part in plan.parts) for plan in plans} == {
+        (name,) for name in RHYTHM_TIMBRES
+    }
+    piece = pretraining_piece(RHYTHM_SEED + 3, duration_s=2.0)
+    assert piece.timbres == (plans[3].parts[0].timbre,)
+    assert piece.tempo_bpm == plans[3].tempo_bpm
 
 
 def test_tags_hold_the_facts_of_the_caption():

@@ -31,8 +31,9 @@ def test_what_does_not_touch_the_steps_may_change() -> None:
     check_identity(_identity(Recipe()), _identity(changed), name="vinyl")
 
 
-def test_a_schedule_that_ends_with_the_run_keeps_its_length() -> None:
-    cosine = OptimSection(schedule="cosine")
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_that_ends_with_the_run_keeps_its_length(schedule: str) -> None:
+    cosine = OptimSection.model_validate({"schedule": schedule})
     longer = Recipe(optim=cosine, train=TrainSection(max_steps=2000))
     with pytest.raises(RunError, match=r"train.max_steps: was 1000, is 2000"):
         check_identity(_identity(Recipe(optim=cosine)), _identity(longer), name="vinyl")

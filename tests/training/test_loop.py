@@ -60,6 +60,63 @@ def test_a_resumed_loop_ends_where_an_uninterrupted_one_does(
         assert torch.equal(resumed.state()[name], tensor)
 
 
+OPTIMIZERS = [
+    OptimSection(lr=0.01, schedule="linear", min_lr=0.001, lora_plus_ratio=4.0),
+    OptimSection(name="prodigy"),
+    OptimSection(name="muon", lr=0.01, lora_plus_ratio=2.0),
+]
+
+
+class _Adapter:
+    """Fits a matrix with the tensors of an adapter, all but the average of which are trained."""
+
+    def __init__(self, folder: Path, optim: OptimSection) -> None:
+        generator = Generator().manual_seed(3)
+        self.parameters = {
+            "site.lora_A": nn.Parameter(torch.randn(4, 37, generator=generator)),
+            "site.lora_B": nn.Parameter(torch.zeros(29, 4)),
+            "site.magnitude": nn.Parameter(torch.ones(29)),
+        }
+        self.generator = Generator().manual_seed(1)
+        self.loop = ResumableLoop(
+            self.parameters, optim=optim, max_steps=10, folder=folder,
+            generators={"steps": self.generator}, ema_decay=0.9,
+        )  # fmt: skip
+
+    def train(self, until: int) -> None:
+        a, b, m = self.parameters.values()
+        while self.loop.step < until:
+            target = torch.randn(29, 37, generator=self.generator)
+            torch.autograd.backward((m[:, None] * (b @ a) - target).square().mean())
+            self.loop.update()
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
+def test_any_optimizer_goes_on_bit_for_bit(tmp_path: Path, optim: OptimSection) -> None:
+    whole = _Adapter(tmp_path / "whole", optim)
+    whole.train(10)
+    killed = _Adapter(tmp_path / "killed", optim)
+    killed.train(4)
+    killed.loop.save({})
+    resumed = _Adapter(tmp_path / "killed", optim)
+    resumed.loop.restore()
+    resumed.train(10)
+    for name, parameter in whole.parameters.items():
+        assert not torch.equal(parameter, _Adapter(tmp_path, optim).parameters[name])
+        assert torch.equal(parameter, resumed.parameters[name])
+        assert torch.equal(whole.loop.averages[name], resumed.loop.averages[name])
+
+
+def test_averages_stand_in_for_a_while_and_leave_no_trace(tmp_path: Path) -> None:
+    toy = _Toy(tmp_path)
+    toy.train(5)
+    trained = toy.layer.weight.detach().clone()
+    with toy.loop.averaged():
+        assert torch.equal(toy.layer.weight, toy.loop.averages["weight"])
+        assert not torch.equal(toy.layer.weight, trained)
+    assert torch.equal(toy.layer.weight, trained)
+
+
 def test_nothing_to_restore_is_no_error(tmp_path: Path) -> None:
     assert _Toy(tmp_path).loop.restore() is None
 

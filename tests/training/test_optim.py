@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sa3lora.training.optim import LearningRate, clip_gradients, make_optimizer
+from sa3lora.training.optim import LearningRate, clip_gradients
 
 
 def _rate(schedule: str, *, warmup_steps: int = 0, max_steps: int = 100) -> LearningRate:
@@ -36,19 +36,18 @@ def test_inverse_follows_the_released_templates(step: int, share: float) -> None
     assert _rate("inverse").at(step) == pytest.approx(share, abs=5e-4)
 
 
-def test_magnitudes_are_not_decayed() -> None:
-    parameters = {
-        "site.lora_A": nn.Parameter(torch.ones(2)),
-        "site.magnitude": nn.Parameter(torch.ones(2)),
-    }
-    optimizer = make_optimizer(
-        parameters, name="adamw", lr=0.1, weight_decay=0.5, betas=(0.9, 0.95)
-    )
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros(2)
-    optimizer.step()
-    assert torch.equal(parameters["site.magnitude"].detach(), torch.ones(2))
-    assert float(parameters["site.lora_A"].detach()[0]) == pytest.approx(0.95)
+def test_linear_falls_evenly_to_the_floor() -> None:
+    rate = LearningRate(1.0, "linear", 10, 110, floor=0.2)
+    assert [rate.at(step) for step in (10, 60, 110)] == pytest.approx([1.0, 0.6, 0.2])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse"])
+def test_a_schedule_never_falls_below_its_floor_but_warms_up_from_nothing(schedule: str) -> None:
+    rate = LearningRate(1.0, schedule, 4, 4_000, floor=0.25)
+    last = LearningRate(1.0, schedule, 4, 4_000).at(40_000_000)
+    assert last < 0.25
+    assert rate.at(40_000_000) == pytest.approx(0.25)
+    assert rate.at(0) < 0.26  # a quarter of the peak, or less where inverse warms up itself
 
 
 def test_clipping_scales_to_the_norm_and_reports_the_one_before() -> None:

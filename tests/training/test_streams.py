@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator
 
 from sa3lora.training.streams import Streams, stream_seed
 
 
 def _draws(rank: int, world_size: int, batches: int, *, step: int = 3) -> list[tuple[float, float]]:
-    streams = Streams(Generator(), seed=1, rank=rank, world_size=world_size)
+    streams = Streams(seed=1, rank=rank, world_size=world_size).of_step(step)
     found = []
     for number in range(batches):
-        generator = streams.open(number, step=step)
-        found.append((float(torch.rand((), generator=generator)), float(torch.rand(()))))
+        drawn = float(torch.rand((), generator=streams.generator(number)))
+        streams.seed_dropout(number)
+        found.append((drawn, float(torch.rand(()))))
     return found
+
+
+def test_a_process_can_begin_the_stream_of_another() -> None:
+    mine, other = (Streams(seed=1, rank=r, world_size=2).of_step(3) for r in range(2))
+    theirs = torch.rand(3, generator=other.generator(4))
+    assert torch.equal(torch.rand(3, generator=mine.generator(4, rank=1)), theirs)
 
 
 def test_two_processes_draw_what_one_draws_for_the_same_batches() -> None:

@@ -23,7 +23,7 @@ from sa3lora.tiny.measure.outcome import Outcome, ceiling, fact, floor
 from sa3lora.tiny.pieces import HELD_OUT_SEED, write_style_folder
 from sa3lora.tiny.shape import SAMPLE_RATE
 
-STYLES_MEASURED = ("lofi tape", "echo dub")
+STYLES_MEASURED = ("echo dub", "lofi tape")
 _TRACKS, _TRACK_S = 18, 10.0  # three each are held out for validation and test: 12 to train on
 _REFERENCE_TRACKS = 64  # 128 windows of 5 s
 _CLIPS = 64

@@ -1,0 +1,87 @@
+"""LoKr through the real trainer: checkpoints, resume, the folder it leaves, playing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from sa3lora.adapters.files import read_adapter
+from sa3lora.cli.main import main
+from sa3lora.models.source import ModelSource
+from sa3lora.pipeline import SA3Pipeline
+from sa3lora.recipe import Recipe
+from sa3lora.runs import RunFolder
+from sa3lora.training.events import TrainEvent
+from sa3lora.training.processes import accelerated
+from sa3lora.training.session import build_text, set_up
+from sa3lora.training.trainer import train
+from sa3lora.training.validation import Validator
+
+MakeRecipe = Callable[..., Recipe]
+_LOKR = ("adapter={type: lokr, r: 2}", "train.max_steps=3", "validate={every: 3, tuples: 4}")
+
+
+class _Killed(BaseException):
+    """Stands for a process that is gone: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("choice", ["optim={lr: 0.01, ema_decay: 0.5}", "optim.name=muon"])
+def test_a_lokr_trains_resumes_and_plays_as_it_was_validated(
+    tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe, choice: str
+) -> None:
+    recipe = make_recipe(*_LOKR, choice)
+    whole = RunFolder.create("whole", root=tmp_path)
+    result = train(recipe, run=whole, source=source, device="cpu")
+    assert result.adapter_path == whole.path / "adapter"
+    assert not whole.adapter_path.exists()
+
+    def kill(event: TrainEvent) -> None:
+        if event.kind == "step" and event.step == 3:
+            raise _Killed
+
+    run = RunFolder.create("killed", root=tmp_path)
+    with pytest.raises(_Killed):
+        train(recipe, run=run, source=source, device="cpu", progress=kill)
+    train(recipe, run=run, source=source, device="cpu", resume=True)
+    trained = read_adapter(result.adapter_path)
+    assert trained.content_hash == read_adapter(run.path / "adapter").content_hash
+    assert trained.metadata["sa3lora.dit_hash"] == source.dit_hash
+
+    with accelerated("cpu") as accelerator:
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+    validator = Validator(recipe, data=setup.data, source=source, text=build_text(setup))
+    assert result.validation is not None
+    expected = pytest.approx(result.validation.main.adapter, rel=1e-5)
+    pipeline = SA3Pipeline(source)
+    assert pipeline.load_adapter(result.adapter_path) == "whole"
+    assert validator.run(pipeline.denoiser, 3).main.adapter == expected
+    plain = source.load_denoiser()
+    assert validator.run(plain, 3).main.adapter != expected
+    PeftModel.from_pretrained(plain, result.adapter_path)  # puts its layers into the model
+    assert validator.run(plain.eval(), 3).main.adapter == expected
+
+
+def test_a_finished_run_is_inspected_verified_and_gone_on_from(
+    tmp_path: Path,
+    source: ModelSource,
+    make_recipe: MakeRecipe,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunFolder.create("run", root=tmp_path)
+    recipe = make_recipe(*_LOKR, "validate.every=0")
+    train(recipe, run=run, source=source, device="cpu")
+    assert main(["inspect", str(run.path), "--model", str(source.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "lokr" in out
+    assert "to_qkv" in out
+    assert main(["verify", str(run.path)]) == 0
+    further = RunFolder.create("further", root=tmp_path)
+    recipe = make_recipe(*_LOKR, f"adapter={{type: lokr, r: 2, from: {run.path}}}")
+    assert train(recipe, run=further, source=source, device="cpu").finished
+    (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["verify", str(run.path)]) == 1
+    assert "adapter/adapter_model.safetensors: changed" in capsys.readouterr().out
