@@ -39,7 +39,8 @@ def test_the_keys_are_those_of_the_design() -> None:
         "adapter.type", "adapter.r", "adapter.lora_alpha", "adapter.lora_dropout",
         "adapter.targets", "adapter.include", "adapter.exclude", "adapter.init", "adapter.from",
         "adapter.stack", "adapter.decompose_factor",
-        "validate", "validate.every", "validate.tuples",
+        "validate", "validate.every", "validate.tuples", "validate.select", "validate.patience",
+        "validate.drift",
     ]  # fmt: skip
 
 

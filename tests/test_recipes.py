@@ -16,7 +16,10 @@ from sa3lora.recipe import (
 )
 from sa3lora.recipe.problems import key_paths
 
-NAMES = ["medium_style", "small_music_style", "small_sfx_style", "tiny_style"]
+NAMES = [
+    "continue_adapter", "dora", "few_step", "lokr", "medium_style", "small_music_style",
+    "small_sfx_style", "tiny_style",
+]  # fmt: skip
 
 
 def test_the_recipes_that_are_promised_are_there() -> None:

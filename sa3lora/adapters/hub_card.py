@@ -61,6 +61,7 @@ class Card:
     scores: Sequence[ScoreRow] = ()
     strengths: str | None = None
     samples: Sequence[str] = ()
+    choice: str | None = None
 
     def _told(self, key: str) -> str | None:
         return self.adapter.metadata.get(key) or None
@@ -112,6 +113,7 @@ class Card:
             ("type", f"{config.type}, rank {config.r}, alpha {config.alpha:g}"),
             ("layers", str(len(self.adapter.sites))),
             ("steps", step or _NOT_TOLD),
+            *([("why this step", self.choice)] if self.choice else []),
             ("trigger words", self.trigger or "none"),
             ("useful strength", self.strengths or "not measured"),
         ]

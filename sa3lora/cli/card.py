@@ -108,5 +108,6 @@ def _collect(
         scores=card_facts.score_rows(results),
         strengths=card_facts.strength_range(results),
         samples=list(samples),
+        choice=card_facts.choice(run),
     )
     return page.text(), {file.name: file, **samples}

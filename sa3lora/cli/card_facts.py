@@ -122,20 +122,49 @@ def statement(run: Path | None, data: Path | None) -> DataStatement | None:
     return DataStatement(int(known["clips"]), None, float(seconds.get("train", 0.0)) / 60)
 
 
+def choice(run: Path | None) -> str | None:
+    """Tell why the adapter is of its step and not of another, and whether the run overfitted."""
+    if run is None:
+        return None
+    from sa3lora.runs import RunFolder
+
+    manifest = RunFolder(run).manifest()
+    reason = (manifest.get("adapter") or {}).get("reason")
+    if not isinstance(reason, str) or not reason:
+        return None
+    since = manifest.get("overfits_since")
+    return reason if since is None else f"{reason}; the run overfitted since step {since}"
+
+
 def samples(run: Path | None, results: Sequence[Evaluation]) -> dict[str, Path]:
-    """Choose sounds to show: pairs of an evaluation, else the newest previews beside the base's."""
+    """Choose sounds to show: pairs of an evaluation, else the adapter's previews and the base's."""
     if run is None:
         return {}
     for result in results:
         there = _clips(result)
         if there:
             return there
-    previews = sorted((run / "previews").glob("*.wav"))
-    newest: dict[str, Path] = {}
-    for file in previews:  # 01-base.wav, 01-step-00000200.wav: the last step of a number wins
-        number, _, label = file.stem.partition("-")
-        newest[f"{number}-{'base' if label == 'base' else 'adapter'}"] = file
-    return {f"samples/{key}.wav": file for key, file in list(newest.items())[:_MAX_SAMPLES]}
+    found: dict[str, Path] = {}
+    # 01-base.wav, 01-step-00000200.wav; anything else there is another model or a recording.
+    for base in sorted((run / "previews").glob("[0-9][0-9]-base.wav")):
+        number = base.name.partition("-")[0]
+        found[f"samples/{number}-base.wav"] = base
+        adapted = _preview_of_adapter(run, number)
+        if adapted is not None:
+            found[f"samples/{number}-adapter.wav"] = adapted
+    return dict(list(found.items())[:_MAX_SAMPLES])
+
+
+def _preview_of_adapter(run: Path, number: str) -> Path | None:
+    """Find the preview of the step that was written, or the newest if the run does not say it."""
+    from sa3lora.runs import RunFolder
+
+    steps = sorted((run / "previews").glob(f"{number}-step-*.wav"))
+    written = (RunFolder(run).manifest().get("adapter") or {}).get("step")
+    if written is not None:
+        name = f"{number}-step-{int(written):08d}.wav"
+        steps = [path for path in steps if path.name == name]
+    return steps[-1] if steps else None
 
 
 def _clips(result: Evaluation) -> dict[str, Path]:

@@ -103,6 +103,7 @@ def _show_adapter(path: Path, *, model: str | None, as_json: bool) -> None:
 def _adapter_facts(path: Path, adapter: AdapterFile) -> dict[str, Any]:
     from sa3lora.adapters.compat import base_name
     from sa3lora.adapters.header import PREFIX
+    from sa3lora.adapters.stacked import stack_of
 
     config, metadata = adapter.config, adapter.metadata
     tensors = [tensor for group in adapter.tensors.values() for tensor in group.values()]
@@ -123,6 +124,7 @@ def _adapter_facts(path: Path, adapter: AdapterFile) -> dict[str, Any]:
         "ae_hash": metadata.get(f"{PREFIX}ae_hash"),
         "dataset": metadata.get(f"{PREFIX}dataset"),
         "step": metadata.get(f"{PREFIX}step") or config.extra.get("step"),
+        "on_top_of": [f"{one.name} at {one.strength:g}" for one in stack_of(adapter)] or None,
         "trigger": metadata.get(f"{PREFIX}trigger"),
         "licence": metadata.get(f"{PREFIX}licence"),
         "title": metadata.get("modelspec.title"),

@@ -183,5 +183,7 @@ def _report(result: TrainResult, recipe: str, *, name: str) -> None:
     typer.echo(f"adapter      {result.adapter_path}")
     if result.validation is not None:
         typer.echo(f"loss         {result.validation}")
-        typer.echo(f"best step    {result.best_step} of {result.step}")
+    typer.echo(f"step         {result.adapter_step} of {result.step}: {result.reason}")
+    if result.overfits_since is not None:
+        typer.echo(f"overfitting  since step {result.overfits_since}; see fit/ in TensorBoard")
     typer.echo(f"tensorboard  tensorboard --logdir {result.run.path}")

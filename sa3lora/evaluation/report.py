@@ -89,6 +89,9 @@ def _write_events(result: EvaluationResult, folder: Path) -> None:
             for name, estimate in sides.items():
                 if estimate is not None:
                     writer.add_scalar(f"{_tag(score)}/{name}", estimate.value, 0)
+            # The HPARAMS tab of the run names these columns (training/hparams.py).
+            if score.adapter is not None:
+                writer.add_scalar(f"score/{score.key}", score.adapter.value, 0)
         writer.add_text("evaluation/verdicts", "\n\n".join(result.verdicts), 0)
     finally:
         writer.close()

@@ -9,12 +9,14 @@ from sa3lora.probe.draws import (
     loss_of_draws,
     predict_velocity,
 )
-from sa3lora.probe.paired import PairedDifference, paired_difference
+from sa3lora.probe.gap import Gap, gap_between
+from sa3lora.probe.paired import PairedDifference, mean_by_track, paired_difference
 from sa3lora.probe.probe_set import ProbeItem, ProbeSet
 from sa3lora.probe.strengths import StrengthSearch, search_strengths
 
 __all__ = [
     "Draws",
+    "Gap",
     "PairedDifference",
     "ProbeItem",
     "ProbeSet",
@@ -23,7 +25,9 @@ __all__ = [
     "couple_draws",
     "draw_step",
     "draw_uncoupled",
+    "gap_between",
     "loss_of_draws",
+    "mean_by_track",
     "paired_difference",
     "predict_velocity",
     "search_strengths",

@@ -67,10 +67,8 @@ def paired_difference(base: Tensor, adapter: Tensor, tracks: Sequence[str]) -> P
             f"base, adapter and tracks must have one length above 0, got {len(base)}, "
             f"{len(adapter)} and {len(tracks)}"
         )
-    names = sorted(set(tracks))
-    index = torch.tensor([names.index(track) for track in tracks])
-    base_by_track = _mean_by_track(base, index, len(names))
-    adapter_by_track = _mean_by_track(adapter, index, len(names))
+    base_by_track = mean_by_track(base, tracks)
+    adapter_by_track = mean_by_track(adapter, tracks)
     differences = adapter_by_track - base_by_track
     low, high = _interval(differences)
     return PairedDifference(
@@ -79,15 +77,18 @@ def paired_difference(base: Tensor, adapter: Tensor, tracks: Sequence[str]) -> P
         difference=differences.mean().item(),
         low=low,
         high=high,
-        num_tracks=len(names),
+        num_tracks=len(differences),
         num_tuples=len(tracks),
     )
 
 
-def _mean_by_track(losses: Tensor, index: Tensor, num_tracks: int) -> Tensor:
-    sums = torch.zeros(num_tracks, dtype=torch.float64)
+def mean_by_track(losses: Tensor, tracks: Sequence[str]) -> Tensor:
+    """Average the losses of each track, in the order of their names, float64."""
+    names = {name: n for n, name in enumerate(sorted(set(tracks)))}
+    index = torch.tensor([names[track] for track in tracks])
+    sums = torch.zeros(len(names), dtype=torch.float64)
     sums.index_add_(0, index, losses.detach().cpu().double())
-    return sums / torch.bincount(index, minlength=num_tracks)
+    return sums / torch.bincount(index, minlength=len(names))
 
 
 def _interval(differences: Tensor) -> tuple[float | None, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sa3lora.recipe.adapter_section import AdapterSection, official_pattern
+from sa3lora.recipe.distill_section import DistillSection
 from sa3lora.recipe.loading import load_recipe
 from sa3lora.recipe.optim_section import OptimSection
 from sa3lora.recipe.packaged import (
@@ -25,6 +26,7 @@ __all__ = [
     "AdapterSection",
     "CheckpointSection",
     "DataSection",
+    "DistillSection",
     "ObjectiveSection",
     "OptimSection",
     "PreviewSection",

@@ -32,6 +32,8 @@ _OTHER_NAMES = {
     "batch_size": "data.frames_per_batch",
     "dataset": "data.root",
     "data_dir": "data.root",
+    "snr_gamma": "objective.min_snr_gamma",
+    "prior_loss_weight": "objective.prior_weight",
     "cfg_dropout_prob": "objective.prompt_dropout",
     "checkpoint_every": "checkpoint.every",
     "demo_every": "preview.every",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sa3lora.recipe.adapter_section import AdapterSection
+from sa3lora.recipe.distill_section import DistillSection
 from sa3lora.recipe.optim_section import OptimSection
 from sa3lora.recipe.section import (
     Count,
@@ -87,6 +88,15 @@ class ValidationSection(Section):
 
     every: Steps = 100
     tuples: Count = 64
+    select: Literal["best", "last"] = "best"
+    patience: Count | None = None
+    drift: bool = True
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> ValidationSection:
+        if self.patience is not None and self.every == 0:
+            raise ValueError("patience counts validations, but every is 0: set it to some steps")
+        return self
 
 
 class PreviewSection(Section):
@@ -96,6 +106,7 @@ class PreviewSection(Section):
     prompts: list[str] = []
     duration_s: Positive | None = None
     steps: Count | None = None
+    few_step_model: str | None = None
 
 
 class CheckpointSection(Section):
@@ -116,6 +127,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     adapter: AdapterSection = AdapterSection()
     objective: ObjectiveSection = ObjectiveSection()
+    distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
     validation: ValidationSection = Field(default=ValidationSection(), alias="validate")

@@ -123,6 +123,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, step=step, info=info)
 
 
+def checkpoint_steps(root: Path) -> list[int]:
+    """Give the steps of the checkpoints there are, whole or not, in order."""
+    names = sorted(folder.name.removeprefix(_PREFIX) for folder in _folders(root))
+    return [int(name) for name in names if name.isdecimal()]
+
+
 def finish_interrupted(root: Path) -> None:
     """Finish what a killed process was about to do; only the process that writes may do it.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-EventKind = Literal["note", "step", "checkpoint", "validation", "preview"]
+EventKind = Literal["note", "warning", "step", "checkpoint", "validation", "preview"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from sa3lora.training.optim import ENDING_SCHEDULES
 
 # Keys that change nothing about the steps themselves.
 _FREE_SECTIONS = ("preview", "checkpoint")
-_FREE_KEYS = ("data.root", "validate.every", "model")
+_FREE_KEYS = (
+    "data.root", "model", "validate.every", "validate.select", "validate.patience",
+    "validate.drift",
+)  # fmt: skip
 
 # What a checkpoint holds fits any value of these, so a user may change them with open eyes.
 _CHANGEABLE = {
@@ -98,12 +101,17 @@ class Changes:
     @property
     def measure(self) -> bool:
         """Whether validation losses before and after cannot be compared."""
-        return not _OF_THE_MEASURE.isdisjoint(self.values)
+        return of_the_measure(self.values)
 
     def to_json(self, *, step: int) -> dict[str, Any]:
         """Give plain values for the manifest."""
         values = {key: {"was": old, "is": new} for key, (old, new) in self.values.items()}
         return {"step": step, "keys": values}
+
+
+def of_the_measure(keys: Collection[str]) -> bool:
+    """Tell whether a change of these keys means that validation measures something else."""
+    return not _OF_THE_MEASURE.isdisjoint(keys)
 
 
 def of_the_order(keys: Collection[str]) -> bool:

@@ -29,7 +29,13 @@ from sa3lora.training.checkpoint import (
     write_checkpoint,
 )
 from sa3lora.training.optim import LearningRate, clip_gradients
-from sa3lora.training.optimizers import Optimizer, TakesMuon, make_optimizer, set_rate
+from sa3lora.training.optimizers import (
+    Optimizer,
+    TakesMuon,
+    effective_rate,
+    make_optimizer,
+    set_rate,
+)
 from sa3lora.training.processes import Alone, Processes
 from sa3lora.training.rng import collect_rng, restore_rng
 
@@ -145,7 +151,8 @@ class ResumableLoop:
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._update_averages()
-        return Update(step=self.step, grad_norm=norm, lr=lr)
+        rate = effective_rate(self._optimizer, lr)
+        return Update(step=self.step, grad_norm=norm, lr=rate)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -123,6 +123,11 @@ def set_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get(_LR_SCALE, 1.0)
 
 
+def effective_rate(optimizer: Optimizer, lr: float) -> float:
+    """Give the rate that a step was taken with: Prodigy's is `lr` times its own estimate."""
+    return lr * float(optimizer.param_groups[0].get("d", 1.0))
+
+
 def is_low_rank(name: str, parameter: nn.Parameter) -> bool:
     """Tell whether a parameter of an adapter is a factor of its low-rank product."""
     return parameter.ndim == 2 and (name.endswith(_LOW_RANK) or ".lokr_" in name)

@@ -93,7 +93,7 @@ def make_plan(
         ),
         "time": "measured over the first steps, then shown",
     }
-    return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, data, batches)))
+    return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, source, data, batches)))
 
 
 def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
@@ -185,8 +185,20 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
-def _notes(recipe: Recipe, data: TrainingData, batches: BatchStatistics) -> list[str]:
+def _notes(
+    recipe: Recipe, source: ModelSource, data: TrainingData, batches: BatchStatistics
+) -> list[str]:
     notes = []
+    if recipe.distill.teacher is not None:
+        notes.append(
+            f"learns from {recipe.distill.teacher}: of the objective only silence_s counts, and "
+            "validate is off, since a few-step model does not minimise the flow loss it compares"
+        )
+    elif source.config.is_post_trained:
+        notes.append(
+            f"{source.name} is a few-step model, which the flow loss pulls away from few steps: "
+            "train on its base, or give distill.teacher an adapter of its base"
+        )
     if data.validation is None:
         reason = (
             "the dataset has no validation clips"
@@ -194,8 +206,8 @@ def _notes(recipe: Recipe, data: TrainingData, batches: BatchStatistics) -> list
             else f"the run trains on the {recipe.data.split} split"
         )
         notes.append(f"no held-out loss, because {reason}")
-    alone = recipe.objective.coupling != "none" and recipe.train.grad_accum == 1
-    if alone and batches.num_singletons:
+    couples = recipe.objective.coupling != "none" and recipe.distill.teacher is None
+    if couples and recipe.train.grad_accum == 1 and batches.num_singletons:
         notes.append(
             f"{batches.num_singletons} of {batches.num_batches} batches hold one clip, where "
             f"objective.coupling={recipe.objective.coupling} changes nothing"

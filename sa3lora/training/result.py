@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, sha256_file
+from sa3lora.training.choice import Verdict
 from sa3lora.training.data import TrainingData
 from sa3lora.training.identity import Changes
 from sa3lora.training.plan import Plan
-from sa3lora.training.validation import Validation
+from sa3lora.training.selection import Chosen
+from sa3lora.training.validation import VALIDATION, Validation
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class TrainResult:
         step: Number of finished steps.
         finished: False if a signal stopped it; it was saved then and can be resumed.
         adapter_path: The adapter, None unless finished.
-        validation: Paired losses after the last step, None if validation is off.
-        best_step: Step of the lowest validation difference, None without validation.
+        validation: Paired losses of that adapter, or after the last step of a run that was
+            stopped; None if validation is off.
+        adapter_step: The step that the adapter is of, None unless finished.
+        reason: Why that step, in a sentence; empty unless finished.
+        overfits_since: First step of overfitting, None if none was found.
         signal: Name of the signal that stopped it.
     """
 
@@ -50,7 +55,9 @@ class TrainResult:
     finished: bool
     adapter_path: Path | None
     validation: Validation | None
-    best_step: int | None
+    adapter_step: int | None = None
+    reason: str = ""
+    overfits_since: int | None = None
     signal: str | None = None
 
 
@@ -97,6 +104,7 @@ class RunRecord:
             "best": None,
             "setbacks": [],
             "changes": [],
+            "overfits_since": None,
         }
         return cls(run, content)
 
@@ -106,17 +114,10 @@ class RunRecord:
         identity: dict[str, Any] = self.content["identity"]
         return identity
 
-    @property
-    def best_step(self) -> int | None:
-        """Step of the lowest validation difference so far."""
-        best = self.content["best"]
-        return None if best is None else int(best["step"])
-
     def forget_after(self, step: int) -> None:
         """Drop what a killed process recorded of steps that are about to be taken again."""
         kept = [entry for entry in self.content["validation"] if entry["step"] <= step]
         self.content["validation"] = kept
-        self._choose_best()
 
     def take_changes(self, changes: Changes, *, identity: dict[str, Any], step: int) -> None:
         """Record that the run goes on otherwise than it was started."""
@@ -124,30 +125,43 @@ class RunRecord:
         self.content["identity"] = identity
         if changes.measure:  # two measures have no best in common
             self.content["validation"] = []
-            self._choose_best()
+            self.content["best"] = None
 
     def changed_since(self, step: int) -> set[str]:
         """Collect the keys that changed after a checkpoint of `step` was written."""
         entries = self.content.get("changes", [])
         return {key for entry in entries if entry["step"] >= step for key in entry["keys"]}
 
-    def add_validation(self, validation: Validation) -> None:
-        """Record paired losses and whether they are the best so far."""
-        self.content["validation"].append(validation.to_json())
-        self._choose_best()
+    def keep_validations(self, steps: Sequence[int]) -> None:
+        """Drop the validations of all other steps."""
+        kept = [entry for entry in self.content["validation"] if entry["step"] in steps]
+        self.content["validation"] = kept
+
+    def add_validation(
+        self, validation: Validation, verdict: Verdict, drift: Mapping[str, float]
+    ) -> None:
+        """Record paired losses, the gap between held-out and training tracks, and drift."""
+        gaps = {"gap": verdict.gap, "gap_growth": verdict.growth}
+        told = {name: asdict(gap) for name, gap in gaps.items() if gap is not None}
+        named = {tag.partition("/")[2]: value for tag, value in drift.items()}
+        self.content["validation"].append({**validation.to_json(), **told, **named})
+        self.note_choice(verdict)
+
+    def note_choice(self, verdict: Verdict) -> None:
+        """Record the best step so far by held-out loss, and overfitting since."""
+        best = verdict.chosen
+        held_out = best is not None and bool(best.held_out)
+        self.content["best"] = (
+            {"step": best.step, "difference": best.difference, "clips": VALIDATION}
+            if best is not None and held_out
+            else None
+        )
+        self.content["overfits_since"] = verdict.overfits_since
 
     def write(self, **changes: Any) -> None:
         """Update values and write the file whole."""
         self.content.update(changes)
         self._run.write_manifest(self.content)
-
-    def _choose_best(self) -> None:
-        entries = [
-            {"step": entry["step"], "difference": entry[kind]["difference"], "clips": kind}
-            for entry in self.content["validation"]
-            for kind in [("validation" if "validation" in entry else "train")]
-        ]
-        self.content["best"] = min(entries, key=lambda entry: entry["difference"], default=None)
 
 
 def shareable_recipe(recipe: Recipe) -> str:
@@ -160,10 +174,15 @@ def shareable_recipe(recipe: Recipe) -> str:
         adapter = adapter.model_copy(update={"from_": Path(adapter.from_.name)})
     names = [f"{path.name}={strength!r}" for path, strength in adapter.stack_entries()]
     adapter = adapter.model_copy(update={"stack": names})
+    distill = recipe.distill
+    if distill.teacher is not None:
+        distill = distill.model_copy(update={"teacher": Path(distill.teacher.name)})
+    if distill.base is not None and Path(distill.base).is_dir():
+        distill = distill.model_copy(update={"base": Path(distill.base).name})
     model = recipe.model
     if model is not None and Path(model).is_dir():
         model = Path(model).name
-    changes = {"model": model, "data": data, "adapter": adapter}
+    changes = {"model": model, "data": data, "adapter": adapter, "distill": distill}
     return recipe.model_copy(update=changes).to_yaml()
 
 
@@ -176,10 +195,14 @@ def write_result(
     record: RunRecord,
     source: ModelSource,
     data: TrainingData,
-    step: int,
+    last_step: int,
+    chosen: Chosen,
     stack: Sequence[Stacked] = (),
 ) -> Path:
-    """Write the finished adapter, float32, in the official layout if its type has a place there."""
+    """Write the adapter in memory, which is the chosen one, and close the manifest.
+
+    It is float32, in the official layout if its type has a place there.
+    """
     licences = sorted({row.licence for row in data.train.rows if row.licence})
     metadata = build_metadata(
         base_id=source.name,
@@ -187,7 +210,7 @@ def write_result(
         ae_hash=source.ae_hash,
         dataset=data.train.meta.fingerprint,
         recipe=shareable_recipe(recipe),
-        step=step,
+        step=chosen.step,
         licence=", ".join(licences) or None,
         title=run.name,
         date=dt.date.fromisoformat(record.content["date"]),
@@ -201,11 +224,13 @@ def write_result(
         write_adapter(path, adapter, overwrite=True)
     record.write(
         status="finished",
-        step=step,
+        step=last_step,
         adapter={
             **record.content["adapter"],
             "file": path.relative_to(run.path).as_posix(),
             "sha256": sha256_file(path),
+            "step": chosen.step,
+            "reason": chosen.reason,
         },
     )
     return finished_path(run, config)
@@ -214,14 +239,3 @@ def write_result(
 def finished_path(run: RunFolder, config: AdapterConfig) -> Path:
     """Where a run of this type leaves its adapter: one file, or a PEFT folder for `lokr`."""
     return run.path / FOLDER_OF_A_RUN if config.type == LOKR else run.adapter_path
-
-
-def flat_settings(recipe: Recipe) -> dict[str, bool | str | float | int]:
-    """Give every key of a recipe with a value that TensorBoard's HPARAMS tab can show."""
-    flat: dict[str, bool | str | float | int] = {}
-    for section, content in recipe.model_dump(mode="json", by_alias=True).items():
-        entries = content.items() if isinstance(content, dict) else [("", content)]
-        for key, value in entries:
-            name = f"{section}.{key}".rstrip(".")
-            flat[name] = value if isinstance(value, bool | int | float) else str(value)
-    return flat

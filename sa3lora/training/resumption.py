@@ -8,7 +8,12 @@ from typing import Any
 from sa3lora.errors import DivergenceError
 from sa3lora.runs import RunFolder, write_bytes_atomic
 from sa3lora.training.events import EventKind
-from sa3lora.training.identity import Changes, check_identity, of_the_order
+from sa3lora.training.identity import (
+    Changes,
+    check_identity,
+    of_the_measure,
+    of_the_order,
+)
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.recovery import Recovery
 from sa3lora.training.result import RunRecord
@@ -65,8 +70,12 @@ class Resumption:
             text = self._setup.recipe.to_yaml()
             write_bytes_atomic(self._run.recipe_path, text.encode())
 
-    def restore(self, loop: ResumableLoop, record: RunRecord) -> None:
-        """Go to the newest whole checkpoint, or stay at step 0 if there is none."""
+    def restore(self, loop: ResumableLoop, record: RunRecord) -> int:
+        """Go to the newest whole checkpoint, or stay at step 0 if there is none.
+
+        Returns:
+            The step up to which validations count: 0 if they measured something else until now.
+        """
         info = loop.restore()
         if info is None:
             self._tell("note", "no checkpoint to go on from, so it starts at step 0")
@@ -85,6 +94,7 @@ class Resumption:
             self._tell("note", "the batches are others than before, so they begin with an epoch")
         elif info is not None:
             self._go_to(info)
+        return 0 if of_the_measure(changed) else loop.step
 
     def step_back(
         self, failure: DivergenceError, *, loop: ResumableLoop, record: RunRecord, tracker: Tracker

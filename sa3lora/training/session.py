@@ -31,6 +31,7 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
+from sa3lora.training.drift import drift_prompts
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
@@ -41,6 +42,7 @@ from sa3lora.training.preview import preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.start import read_stack, read_start, start_identity
+from sa3lora.training.teacher_source import distilled, teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
+    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -104,6 +107,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
     identity.pop("adapter.stack")
     identity |= start_identity(read_start(recipe.adapter, source), stack)
+    identity |= teacher_identity(recipe, source)
     return Setup(
         recipe=recipe,
         source=source,
@@ -123,6 +127,8 @@ def build_text(setup: Setup) -> TextEmbeddings:
     text = TextEmbeddings(setup.data, setup.source)
     prompts = setup.data.captions() | set(preview_prompts(setup.recipe, setup.data))
     prompts |= set(prior_prompts(setup.recipe.objective))
+    if setup.recipe.validation.every and setup.recipe.validation.drift:
+        prompts |= set(drift_prompts())
     with setup.processes.accelerator.main_process_first():
         added = text.build(sorted(prompts), device=setup.device.type)
     if added:

@@ -16,13 +16,25 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from sa3lora.audio import wav_bytes
+from sa3lora.training.hparams import Setting, hparams_summaries
 
 TIME_BUCKETS = 5
 _SPECTROGRAM_FFT = 1024
 _SPECTROGRAM_RANGE_DB = 80.0
+_LAYOUT = {
+    "adapter against base": {
+        f"{title}, with its 95 % interval": [
+            "Margin", [f"fit/{tag}", f"margins/{tag}_low", f"margins/{tag}_high"],
+        ]
+        for title, tag in {
+            "held-out loss, difference": "held_out_difference",
+            "training loss, difference": "training_difference",
+            "gap between them": "gap",
+        }.items()
+    }
+}  # fmt: skip
 
 
 class Tracker:
@@ -122,18 +134,22 @@ class Tracker:
             with self._disk():
                 self._writer.add_text(tag, text, step)
 
-    def hparams(
-        self, settings: Mapping[str, bool | str | float | int], scores: Mapping[str, float]
-    ) -> None:
+    def hparams(self, settings: Mapping[str, Setting], scores: Mapping[str, float]) -> None:
         """Write settings with final scores, which the HPARAMS tab compares between runs."""
         if self._writer is None:
             return
         # SummaryWriter.add_hparams would open a second run in a sub-folder.
-        for summary in hparams(dict(settings), dict(scores)):  # type: ignore[no-untyped-call]
+        for summary in hparams_summaries(settings, run=self._folder.name):
             self._add(summary, None)
         with self._disk():
             for tag, score in scores.items():
                 self._writer.add_scalar(tag, score)
+
+    def layout(self) -> None:
+        """Describe charts with intervals, which TensorBoard's CUSTOM SCALARS tab shows."""
+        if self._writer is not None:
+            with self._disk():
+                self._writer.add_custom_scalars(_LAYOUT)
 
     def _add(self, summary: Summary, step: int | None) -> None:
         if self._writer is not None:

@@ -5,34 +5,35 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 
+from sa3lora.adapters.inject import import_adapter_state
 from sa3lora.errors import DivergenceError
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
+from sa3lora.training.checkpoint import checkpoint_steps
 from sa3lora.training.data import TextEmbeddings
+from sa3lora.training.distillation import make_objective
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
-from sa3lora.training.flow_objective import FlowObjective
+from sa3lora.training.hparams import final_scores, flat_settings
 from sa3lora.training.identity import check_changeable
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
 from sa3lora.training.processes import accelerated, is_main_process
-from sa3lora.training.result import (
-    RunRecord,
-    TrainResult,
-    finished_path,
-    flat_settings,
-    write_result,
-)
+from sa3lora.training.result import RunRecord, TrainResult, finished_path, write_result
 from sa3lora.training.resumption import Resumption
 from sa3lora.training.rng import undisturbed_rng
+from sa3lora.training.selection import Chosen
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
 from sa3lora.training.signals import StopRequest, stop_on_signal
 from sa3lora.training.stepper import Stepper
+from sa3lora.training.teacher import TEACHER_FOLDER, make_pairs
 from sa3lora.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ def train(
             begun = True
             return trainer.run()
     finally:
-        if not begun and not resume and is_main_process():
+        made_nothing = not begun and not (run.path / TEACHER_FOLDER).is_dir()
+        if made_nothing and not resume and is_main_process():
             shutil.rmtree(run.path, ignore_errors=True)
 
 
@@ -117,11 +119,16 @@ class _Trainer:
             setup, run, resume=resume, allow_change=allow_change, tell=self._tell
         )
         self._text: TextEmbeddings = build_text(setup)
+        self._record = self._resumption.record or self._start()
+        teacher_folder = run.path / TEACHER_FOLDER
+        if setup.recipe.distill.teacher is not None:
+            make_pairs(setup, self._text, teacher_folder, tell=partial(self._note, 0))
         self._denoiser: Denoiser = load_denoiser(setup)
         self._loop: ResumableLoop = make_loop(setup, self._denoiser, folder=run.checkpoints)
-        objective = FlowObjective(setup, denoiser=self._denoiser, text=self._text)
+        objective = make_objective(
+            setup, denoiser=self._denoiser, text=self._text, teacher_folder=teacher_folder
+        )
         self._stepper = Stepper(setup, objective=objective, loop=self._loop)
-        self._record = self._resumption.record or self._start()
         self._observer = Observer(
             setup,
             denoiser=self._denoiser,
@@ -132,7 +139,8 @@ class _Trainer:
             averaged=self._loop.averaged,
         )
         if resume:
-            self._resumption.restore(self._loop, self._record)
+            known = self._resumption.restore(self._loop, self._record)
+            self._observer.restore(known)
 
     @property
     def _is_main(self) -> bool:
@@ -159,7 +167,8 @@ class _Trainer:
             Tracker(self._folder.path, first_step=first_step, enabled=self._is_main) as tracker,
             stop_on_signal() as stop,
         ):
-            while self._remaining() > 0:
+            tracker.layout()
+            while self._remaining() > 0 and not self._out_of_patience():
                 try:
                     self._take_step(tracker)
                     self._observer.after_step(self._loop.step, tracker)
@@ -171,7 +180,7 @@ class _Trainer:
                     self._resumption.step_back(
                         failure, loop=self._loop, record=self._record, tracker=tracker
                     )
-            self._observer.at_end(self._loop.step)
+                    self._observer.restore(self._loop.step)
             return self._finish(tracker)
 
     def _take_step(self, tracker: Tracker) -> None:
@@ -184,6 +193,16 @@ class _Trainer:
 
     def _remaining(self) -> int:
         return self._recipe.train.max_steps - self._loop.step
+
+    def _out_of_patience(self) -> bool:
+        """Whether no step has been better for so long that the recipe wants the run to end."""
+        if not self._setup.processes.any(self._observer.selection.out_of_patience):
+            return False
+        waited = self._observer.selection.verdict.waited
+        self._tell("note", f"ends here: no better step in {waited} validations")
+        if self._loop.step not in checkpoint_steps(self._folder.checkpoints):
+            self._save()
+        return True
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self._loop.step % every == 0 or self._remaining() == 0)
@@ -209,34 +228,20 @@ class _Trainer:
             finished=False,
             adapter_path=None,
             validation=self._observer.last,
-            best_step=self._record.best_step,
+            overfits_since=self._observer.selection.verdict.overfits_since,
             signal=stop.name or "another process",
         )
 
     def _finish(self, tracker: Tracker) -> TrainResult:
-        validation = self._observer.last
-        if self._is_main:
-            with self._loop.averaged():
-                write_result(
-                    self._denoiser,
-                    config=self._setup.adapter,
-                    recipe=self._recipe,
-                    run=self._folder,
-                    record=self._record,
-                    source=self._setup.source,
-                    data=self._setup.data,
-                    step=self._loop.step,
-                    stack=self._setup.stack,
-                )
-            scores = (
-                {}
-                if validation is None
-                else {
-                    "hparams/difference": validation.main.difference,
-                    "hparams/adapter_loss": validation.main.adapter,
-                }
-            )
-            tracker.hparams(flat_settings(self._recipe), scores)
+        selection = self._observer.selection
+        chosen = selection.choose(self._loop.step)
+        if chosen.adapter is not None:
+            import_adapter_state(self._denoiser, chosen.adapter.tensors)
+        # What was kept of an earlier step is an average already, where averages are asked for.
+        with self._loop.averaged() if chosen.adapter is None else nullcontext():
+            self._observer.at_end(chosen.step, tracker)
+            if self._is_main:
+                self._write(chosen, tracker)
         self._setup.processes.wait()
         return TrainResult(
             run=self._folder,
@@ -244,8 +249,30 @@ class _Trainer:
             finished=True,
             adapter_path=finished_path(self._folder, self._setup.adapter),
             validation=self._observer.last,
-            best_step=self._record.best_step,
+            adapter_step=chosen.step,
+            reason=chosen.reason,
+            overfits_since=selection.verdict.overfits_since,
         )
+
+    def _write(self, chosen: Chosen, tracker: Tracker) -> None:
+        write_result(
+            self._denoiser,
+            config=self._setup.adapter,
+            recipe=self._recipe,
+            run=self._folder,
+            record=self._record,
+            source=self._setup.source,
+            data=self._setup.data,
+            last_step=self._loop.step,
+            chosen=chosen,
+            stack=self._setup.stack,
+        )
+        scores = final_scores(self._record.content, self._observer.last, step=chosen.step)
+        tracker.hparams(flat_settings(self._recipe), scores)
+
+    def _note(self, step: int, text: str) -> None:
+        if self._is_main:
+            self._progress(TrainEvent("note", step, self._recipe.train.max_steps, text))
 
     def _tell(self, kind: EventKind, text: str = "", *, loss: float | None = None) -> None:
         if self._is_main:

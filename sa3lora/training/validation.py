@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
-from sa3lora.probe import PairedDifference, ProbeSet, paired_difference
+from sa3lora.probe import PairedDifference, ProbeSet, mean_by_track, paired_difference
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TrainingData
 
@@ -53,10 +53,12 @@ class Validation:
     Attributes:
         step: Number of finished steps.
         results: `validation` on held-out clips if there are any, `train` on training clips.
+        by_track: Adapter's loss less the base's, one value a track in the order of their names.
     """
 
     step: int
     results: dict[str, PairedDifference]
+    by_track: dict[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def main(self) -> PairedDifference:
@@ -64,19 +66,18 @@ class Validation:
         return self.results.get(VALIDATION) or self.results[TRAINING]
 
     def scalars(self) -> dict[str, float]:
-        """Give the scalars to log, by tag."""
-        values: dict[str, float] = {}
+        """Give the scalars to log, by tag: `fit/` is what to look at first."""
+        values: dict[str, float | None] = {}
         for kind, result in self.results.items():
-            tag = "validation" if kind == VALIDATION else "train_probe"
-            named = {
-                "base": result.base,
-                "adapter": result.adapter,
-                "difference": result.difference,
-                "difference_low": result.low,
-                "difference_high": result.high,
+            name = "held_out" if kind == VALIDATION else "training"
+            values |= {
+                f"fit/{name}_difference": result.difference,
+                f"margins/{name}_difference_low": result.low,
+                f"margins/{name}_difference_high": result.high,
+                f"validation/{name}_base": result.base,
+                f"validation/{name}_adapter": result.adapter,
             }
-            values |= {f"{tag}/{k}": v for k, v in named.items() if v is not None}
-        return values
+        return {tag: value for tag, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values for the manifest."""
@@ -120,7 +121,7 @@ class Validator:
 
     def run(self, denoiser: Denoiser, step: int) -> Validation:
         """Compare the injected adapter with its base; draws nothing from global generators."""
-        results = {}
+        results, by_track = {}, {}
         with evaluating(denoiser):
             for kind, probe in self._probes.items():
                 if kind not in self._base:
@@ -128,4 +129,6 @@ class Validator:
                         self._base[kind] = probe.losses(denoiser, self._text)
                 adapted = probe.losses(denoiser, self._text)
                 results[kind] = paired_difference(self._base[kind], adapted, probe.tracks)
-        return Validation(step=step, results=results)
+                change = adapted.double() - self._base[kind].double()
+                by_track[kind] = tuple(mean_by_track(change, probe.tracks).tolist())
+        return Validation(step=step, results=results, by_track=by_track)

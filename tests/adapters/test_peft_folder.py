@@ -134,7 +134,7 @@ def test_a_type_that_peft_lacks_is_refused(make_adapter, adapter_type):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "LOKR"}, "peft_type must be LORA, got 'LOKR'"),
+        ({"peft_type": "LOHA"}, "peft_type must be LORA, got 'LOHA'"),
         ({"bias": "all"}, "bias all has no place in an SA3 adapter"),
         ({"use_qalora": True}, "use_qalora has no place"),
         ({"r": 5}, "rank 3, adapter_config.json says 5"),

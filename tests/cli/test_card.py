@@ -105,6 +105,22 @@ def test_previews_of_the_last_step_are_the_samples(run, tmp_path, capsys):
     assert "--data DATASET adds them" in capsys.readouterr().err
 
 
+def test_a_card_shows_the_step_that_was_written_and_says_why(run, tmp_path):
+    folder, _ = run
+    for name in ("00-ground-truth", "01-few-step-00000100"):
+        (folder / "previews" / f"{name}.wav").write_bytes(name.encode())
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["adapter"] |= {"step": 100, "reason": "step 100 has the lowest held-out loss"}
+    path.write_text(json.dumps(manifest | {"overfits_since": 150}))
+    out = tmp_path / "card"
+    assert main(["card", str(folder), "-o", str(out)]) == 0
+    text = (out / "README.md").read_text()
+    assert "| why this step | step 100 has the lowest held-out loss; the run overfitted" in text
+    samples = {file.name: file.read_bytes() for file in (out / "samples").iterdir()}
+    assert samples == {"01-base.wav": b"01-base", "01-adapter.wav": b"01-step-00000100"}
+
+
 def test_verify_finds_every_change(run, tmp_path, capsys):
     folder, _ = run
     out = tmp_path / "card"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from sa3lora.adapters.files import read_adapter, write_adapter
+from sa3lora.adapters.stacked import Stacked, stack_metadata
 from sa3lora.cli.generate_run import output_paths, parse_interval, parse_region
 from sa3lora.cli.main import main
 from sa3lora.errors import UsageError
@@ -294,3 +297,19 @@ def test_given_sound_that_is_cut_or_filled_up_is_named(
     status, _, err = generate("x", "--init-audio", str(tone), "--duration", duration)
     assert status == 0
     assert f"{tone} is 0.50 s: {said}" in err if said else str(tone) not in err
+
+
+def test_an_adapter_without_the_stack_it_was_trained_on_plays_and_says_so(
+    generate: Callable[..., tuple[int, str, str]], small_model: Path, tmp_path: Path, out: Path
+) -> None:
+    below, above = small_model / "adapter_dora-rows.safetensors", tmp_path / "above.safetensors"
+    stack = stack_metadata([Stacked("vinyl", read_adapter(below).content_hash, 0.5)])
+    adapter = read_adapter(small_model / "adapter_lora.safetensors")
+    write_adapter(above, dataclasses.replace(adapter, metadata=stack))
+    status, _, err = generate("a drone", "--adapter", str(above))
+    assert status == 0
+    assert "was trained on top of vinyl at strength 0.5, which is not played" in err
+    out.unlink()
+    status, _, err = generate("a drone", "--adapter", str(above), "--adapter", f"{below}=0.5")
+    assert status == 0
+    assert "trained on top of" not in err

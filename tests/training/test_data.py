@@ -44,3 +44,21 @@ def test_room_for_silence_never_goes_beyond_the_longest_clip(
 ) -> None:
     data = TrainingData(make_recipe("objective.silence_s=100"), source=source)
     assert data.extra_frames <= data.max_frames - min(data.train.num_frames)
+
+
+def test_silence_s_is_the_mean_silence_behind_a_clip_and_counts_as_real(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    # 0.08 s are 20 frames of the small model, far beneath its longest clip
+    data = TrainingData(make_recipe("objective.silence_s=0.08"), source=source)
+    silence = []
+    for _ in range(150):
+        batch = data.next_batch()
+        for row, clip_id in enumerate(batch.clip_ids):
+            own = next(r.num_frames for r in data.train.rows if r.clip_id == clip_id)
+            silence.append(int(batch.mask[row].sum()) - own)
+            assert batch.seconds[row] == pytest.approx(own * data.frame_s)
+    # the floor takes half a frame; within three standard errors of an exponential's mean
+    assert abs(sum(silence) / len(silence) - 19.5) < 3 * 20 / len(silence) ** 0.5
+    none = TrainingData(make_recipe("objective.silence_s=0"), source=source)
+    assert int(none.next_batch().mask.sum(dim=1).max()) <= max(none.train.num_frames)

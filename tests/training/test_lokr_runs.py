@@ -64,6 +64,21 @@ def test_a_lokr_trains_resumes_and_plays_as_it_was_validated(
     assert validator.run(plain.eval(), 3).main.adapter == expected
 
 
+def test_a_lokr_trains_on_a_coarse_base_and_makes_previews(
+    tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe
+) -> None:
+    run = RunFolder.create("coarse", root=tmp_path)
+    recipe = make_recipe(
+        *_LOKR,
+        "train={max_steps: 3, base_dtype: bfloat16, dtype: bfloat16}",
+        "preview={every: 3, steps: 1, duration_s: 0.1, prompts: [a]}",
+    )
+    result = train(recipe, run=run, source=source, device="cpu")
+    assert result.validation is not None
+    assert result.validation.main.difference < 0
+    assert len(list(run.previews.iterdir())) == 2
+
+
 def test_a_finished_run_is_inspected_verified_and_gone_on_from(
     tmp_path: Path,
     source: ModelSource,
@@ -78,6 +93,15 @@ def test_a_finished_run_is_inspected_verified_and_gone_on_from(
     assert "lokr" in out
     assert "to_qkv" in out
     assert main(["verify", str(run.path)]) == 0
+    model = ["--model", str(source.folder)]
+    for target, out, message in (
+        ("sa3", "a.safetensors", r"a.safetensors: lokr has no form as a single file"),
+        ("peft", "a", "lokr is a PEFT folder already: copy it"),
+    ):
+        command = ["convert", str(run.path), "--to", target, *model, "-o", str(tmp_path / out)]
+        assert main(command) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / out).exists()
     further = RunFolder.create("further", root=tmp_path)
     recipe = make_recipe(*_LOKR, f"adapter={{type: lokr, r: 2, from: {run.path}}}")
     assert train(recipe, run=further, source=source, device="cpu").finished

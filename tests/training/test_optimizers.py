@@ -11,6 +11,7 @@ from sa3lora.errors import RecipeError
 from sa3lora.recipe import OptimSection
 from sa3lora.training.optimizers import (
     check_optim,
+    effective_rate,
     make_optimizer,
     set_rate,
 )
@@ -105,6 +106,7 @@ def test_prodigy_finds_a_rate_by_itself_and_prints_nothing(
         torch.autograd.backward(weight.square().sum())
         optimizer.step()
     assert float(weight.detach().abs().max()) < 0.3
+    assert effective_rate(optimizer, 1.0) > 1000 * 1e-6  # it starts from a millionth
     assert capsys.readouterr().out == ""
 
 

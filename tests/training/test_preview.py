@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import torch
 
 from sa3lora.adapters.inject import adapter_parameters
 from sa3lora.audio import read_audio
-from sa3lora.models.source import ModelSource
+from sa3lora.errors import RecipeError
+from sa3lora.models.source import ModelSource, resolve_model
+from sa3lora.pipeline import SA3Pipeline
 from sa3lora.recipe import Recipe
-from sa3lora.training.preview import Previewer, preview_duration, preview_prompts
+from sa3lora.training.preview import Previewer, few_step_source, preview_duration, preview_prompts
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.tracking import Tracker
@@ -32,12 +35,61 @@ def test_base_and_adapter_start_from_the_same_noise_and_the_base_is_made_once(
             for _, parameter in adapter_parameters(denoiser):
                 parameter.add_(0.05)
         trained = previewer.run(denoiser, 1, tracker=tracker)
-    assert [path.name for path in fresh] == ["01-base.wav", "01-step-00000000.wav"]
+    names = ["00-ground-truth.wav", "01-base.wav", "01-step-00000000.wav"]
+    assert [path.name for path in fresh] == names
     assert [path.name for path in trained] == ["01-step-00000001.wav"]
-    base, untrained, after = (read_audio(path)[0] for path in [*fresh, *trained])
+    assert previewer.has(1)
+    assert not previewer.has(2)
+    base, untrained, after = (read_audio(path)[0] for path in [*fresh[1:], *trained])
     assert base.shape == (2, 800)
     assert torch.equal(base, untrained)
     assert not torch.equal(base, after)
+
+
+@pytest.fixture
+def few_step_model(tmp_path: Path, small_model: Path) -> Path:
+    """The small model, told to be a few-step one."""
+    folder = tmp_path / "few"
+    shutil.copytree(small_model, folder)
+    config = (folder / "model_config.json").read_text(encoding="utf-8")
+    changed = config.replace('"rectified_flow"', '"rf_denoiser"')
+    (folder / "model_config.json").write_text(changed, encoding="utf-8")
+    return folder
+
+
+def test_a_few_step_model_plays_the_adapter_in_its_own_way(
+    tmp_path: Path, source: ModelSource, make_recipe: Callable[..., Recipe], few_step_model: Path
+) -> None:
+    recipe = make_recipe(
+        "preview={every: 1, steps: 1, duration_s: 0.1, prompts: [a]}",
+        f"preview.few_step_model={few_step_model}",
+    )
+    with accelerated("cpu") as accelerator:
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+        text, denoiser = build_text(setup), load_denoiser(setup)
+    previewer = Previewer(
+        recipe, source=source, data=setup.data, text=text, folder=tmp_path, device="cpu"
+    )
+    with Tracker(tmp_path, first_step=1, enabled=False) as tracker:
+        previewer.run(denoiser, 0, tracker=tracker)
+        with torch.no_grad():
+            for _, parameter in adapter_parameters(denoiser):
+                parameter.add_(0.05)
+        previewer.run(denoiser, 1, tracker=tracker)
+    fresh, trained = (read_audio(tmp_path / f"01-few-step-0000000{n}.wav")[0] for n in (0, 1))
+    alone = SA3Pipeline(resolve_model(str(few_step_model)))
+    alone.text_encoder = text  # type: ignore[assignment]
+    own = alone("a", duration_s=0.1, seed=1000).audio[0]
+    torch.testing.assert_close(fresh, own, rtol=0, atol=2e-4)  # a 16-bit file
+    assert not torch.allclose(trained, own, rtol=0, atol=2e-4)
+
+
+def test_a_model_that_is_no_few_step_sibling_is_refused(
+    source: ModelSource, make_recipe: Callable[..., Recipe], small_model: Path
+) -> None:
+    recipe = make_recipe(f"preview.few_step_model={small_model}")
+    with pytest.raises(RecipeError, match=r"preview.few_step_model: .* is no few-step model"):
+        few_step_source(recipe, source)
 
 
 def test_without_prompts_captions_of_held_out_clips_are_taken(

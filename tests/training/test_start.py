@@ -199,6 +199,20 @@ def test_what_is_trained_on_a_stack_plays_on_it_as_it_was_validated(
     assert played != pytest.approx(below, rel=1e-5)
 
 
+def test_magnitudes_train_on_a_stack_in_a_coarse_base(
+    tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe, adapters: dict[str, Path]
+) -> None:
+    run = RunFolder.create("coarse", root=tmp_path)
+    stack = f"stack: [{adapters['dora-rows']}=0.5]"
+    recipe = make_recipe(
+        *_FEW, f"adapter={{type: bora, r: 4, {stack}}}",
+        "train={max_steps: 3, base_dtype: bfloat16, dtype: bfloat16}",
+    )  # fmt: skip
+    result = train(recipe, run=run, source=source, device="cpu")
+    assert result.validation is not None
+    assert result.validation.main.difference < 0
+
+
 def test_another_stack_is_another_run(
     tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe, adapters: dict[str, Path]
 ) -> None:

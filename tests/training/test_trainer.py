@@ -38,6 +38,11 @@ def _same(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def kept_files(run: RunFolder) -> dict[str, bytes]:
+    files = [run.path / "validation.jsonl", *(run.path / "best").iterdir()]
+    return {path.name: path.read_bytes() for path in files}
+
+
 @pytest.fixture(scope="session")
 def whole(
     tmp_path_factory: pytest.TempPathFactory,
@@ -63,11 +68,13 @@ def test_a_run_leaves_an_adapter_that_says_what_it_is(
     adapter = read_adapter(run.adapter_path)
     assert any(float(site["lora_B"].abs().max()) > 0 for site in adapter.tensors.values())
     assert adapter.metadata["sa3lora.dit_hash"] == source.dit_hash
-    assert adapter.metadata["sa3lora.step"] == "6"
     assert str(run.path.parent) not in adapter.metadata["sa3lora.recipe"]
     manifest = run.manifest()
     assert manifest["status"] == "finished"
     assert manifest["best"]["step"] in (3, 6)
+    assert adapter.metadata["sa3lora.step"] == str(manifest["adapter"]["step"])
+    assert manifest["adapter"]["step"] == manifest["best"]["step"]
+    assert "held-out loss" in manifest["adapter"]["reason"]
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
     assert list(run.path.glob("events*"))
 
@@ -101,8 +108,11 @@ def test_a_killed_run_ends_in_the_same_adapter(
     result = train(recipe, run=run, source=source, device="cpu", resume=True)
     assert result.finished
     assert _same(run.adapter_path, whole(recipe, source).adapter_path)
-    steps = [entry["step"] for entry in run.manifest()["validation"]]
-    assert steps == [3, 6]
+    uninterrupted = whole(recipe, source)
+    for name in ("validation", "best", "overfits_since"):
+        assert run.manifest()[name] == uninterrupted.manifest()[name]
+    assert [entry["step"] for entry in run.manifest()["validation"]] == [3, 6]
+    assert kept_files(run) == kept_files(uninterrupted)
 
 
 def test_a_run_killed_inside_a_checkpoint_ends_in_the_same_adapter(
@@ -174,7 +184,7 @@ def test_previews_do_not_disturb_the_run(
     assert _same(run.adapter_path, whole(make_recipe(), source).adapter_path)
     names = sorted(path.name for path in run.previews.iterdir())
     of_one = ["base.wav", "step-00000003.wav", "step-00000006.wav"]
-    assert names == [f"0{n}-{name}" for n in (1, 2) for name in of_one]
+    assert names == ["00-ground-truth.wav", *(f"0{n}-{name}" for n in (1, 2) for name in of_one)]
 
 
 def test_another_recipe_cannot_go_on_with_a_run(

@@ -1,0 +1,138 @@
+"""Few-step adapters: one step of the ping-pong sampler learns to arrive where the teacher does.
+
+For a clip and a seed let t be one of the noise levels t_i at which a ping-pong sampler of
+`student_steps` steps calls the model, n Gaussian noise and
+
+    x_t = (1 - t) clip + t n                      (at the first level, t = 1, noise alone)
+    y   = the teacher's solution from x_t at time t to time 0: `teacher_steps` steps of
+          DPM-Solver++(2M) along the velocity of the adapted base, guidance `teacher_guidance`.
+
+A ping-pong step jumps from t to 0 in one go, to x_t - t v(x_t, t, prompt), before it adds fresh
+noise. The student v is the few-step model with the adapter under training, without guidance, and
+
+    L = mean over clips of  || x_t - t v(x_t, t, prompt) - y ||^2 / (channels x real frames).
+
+This is the second stage of the released models, a mean squared error to a 15-step DPM++ teacher
+of guidance 5, applied to an adapter alone. Nothing is given to the model (no inpainting), no
+prompt is dropped, and of the `objective` section only `silence_s` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sa3lora.flow import flow_loss, frame_mask
+from sa3lora.latents.batching import Batch
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.probe import StepLoss
+from sa3lora.training.data import TextEmbeddings
+from sa3lora.training.flow_objective import FlowObjective, StepObjective
+from sa3lora.training.session import Setup
+from sa3lora.training.streams import Streams
+from sa3lora.training.teacher import PairFolder, TeacherPair
+
+
+class Distillation:
+    """The teacher's latents as the trainer's source of losses."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        denoiser: Denoiser,
+        text: TextEmbeddings,
+        folder: Path,
+    ) -> None:
+        """Take the parts of a run."""
+        self._setup = setup
+        self._denoiser = denoiser
+        self._text = text
+        self._streams = Streams(
+            seed=setup.recipe.train.seed,
+            rank=setup.processes.rank,
+            world_size=setup.processes.size,
+        )
+        self._pairs = PairFolder(folder)
+        self._index = {row.clip_id: n for n, row in enumerate(setup.data.train.rows)}
+
+    def losses(
+        self, batches: Sequence[Batch], *, step: int, attempt: int = 0
+    ) -> Iterator[StepLoss]:
+        """Give the loss of each micro-batch of one step in turn; draw which pairs are shown."""
+        seeds = self._setup.recipe.distill.seeds
+        streams = self._streams.of_step(step, attempt=attempt)
+        for place, batch in enumerate(batches):
+            size = (len(batch.clip_ids),)
+            numbers = torch.randint(seeds, size, generator=streams.generator(place)).tolist()
+            streams.seed_dropout(place)
+            pairs = [
+                self._pairs.read(self._index[clip_id], number)
+                for clip_id, number in zip(batch.clip_ids, numbers, strict=True)
+            ]
+            with self._setup.autocast():
+                loss = distillation_loss(
+                    self._denoiser,
+                    pairs,
+                    text=[self._text(caption) for caption in batch.captions],
+                    packed=self._setup.data.packed,
+                )
+            yield loss
+
+
+def distillation_loss(
+    denoiser: Denoiser,
+    pairs: Sequence[TeacherPair],
+    *,
+    text: Sequence[Tensor],
+    packed: bool = False,
+) -> StepLoss:
+    """Compare the student's one-step latents with the teacher's; see the module for the formula.
+
+    Args:
+        denoiser: Few-step model with the adapter under training.
+        pairs: What the teacher made.
+        text: Token embeddings of the prompt of each, (L_i, D).
+        packed: Compute nothing for padding.
+    """
+    device = denoiser.device
+    start, target = (
+        pad_sequence([latents.T for latents in each], batch_first=True).transpose(1, 2).to(device)
+        for each in ([pair.start for pair in pairs], [pair.target for pair in pairs])
+    )
+    lengths = torch.tensor([pair.start.shape[1] for pair in pairs], device=device)
+    mask = frame_mask(lengths, start.shape[2])
+    t = torch.tensor([pair.t for pair in pairs], device=device)
+    seconds = torch.tensor([pair.seconds for pair in pairs], device=device)
+    velocity = denoiser.velocity(
+        start, t, denoiser.condition(list(text), seconds), mask=mask, packed=packed
+    )
+    arrived = start - t[:, None, None] * velocity.float()
+    loss = flow_loss(arrived, target, mask, torch.zeros_like(mask), context_weight=0.0)
+    num_frames = int(lengths.sum())
+    return StepLoss(
+        total=loss.total,
+        signal=loss.signal.detach(),
+        context=loss.context.detach(),
+        per_item=loss.per_item.detach(),
+        t=t,
+        num_frames=num_frames,
+        num_slots=num_frames if packed else mask.numel(),
+    )
+
+
+def make_objective(
+    setup: Setup,
+    *,
+    denoiser: Denoiser,
+    text: TextEmbeddings,
+    teacher_folder: Path,
+) -> StepObjective:
+    """Choose what a run minimises: the released objective, or the distance from its teacher."""
+    if setup.recipe.distill.teacher is None:
+        return FlowObjective(setup, denoiser=denoiser, text=text)
+    return Distillation(setup, denoiser=denoiser, text=text, folder=teacher_folder)

@@ -1,0 +1,196 @@
+"""What the teacher of a few-step adapter makes, computed once and kept in the run's folder.
+
+The teacher is the base model with the adapter that was trained on it. It is in memory only here:
+by the time the student loads, its latents are all on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Generator, Tensor
+
+from sa3lora.flow import SAMPLING_DEFAULT, effective_length, interpolate, sample, shift
+from sa3lora.latents.collate import Crop, crop_seconds
+from sa3lora.models.config import ModelConfig
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.pipeline import Guidance, GuidedVelocity, SA3Pipeline
+from sa3lora.recipe import DistillSection, Recipe
+from sa3lora.runs import write_bytes_atomic
+from sa3lora.training.data import TextEmbeddings, TrainingData
+from sa3lora.training.session import Setup
+from sa3lora.training.step import extend_by_silence
+from sa3lora.training.teacher_source import teacher_source
+
+Tell = Callable[[str], None]
+
+TEACHER_FOLDER = "teacher"  # in the run's folder
+
+
+@dataclass(frozen=True)
+class TeacherPair:
+    """Where the teacher started from and where it arrived, for one clip and seed.
+
+    Attributes:
+        start: Noisy latents at the noise level `t`, (C, T), exactly as the teacher saw them.
+        target: The teacher's latents at time 0, (C, T).
+        t: Noise level of `start`.
+        seconds: Duration that both models are told.
+    """
+
+    start: Tensor
+    target: Tensor
+    t: float
+    seconds: float
+
+
+class PairFolder:
+    """Pairs on disk, one file for each (clip, seed), float16."""
+
+    def __init__(self, folder: Path) -> None:
+        """Point at a folder; it may be missing."""
+        self._folder = folder
+
+    def read(self, index: int, seed: int) -> TeacherPair:
+        """Read one pair; latents come back in float32 with the stored values."""
+        tensors = load_file(self._path(index, seed))
+        return TeacherPair(
+            start=tensors["start"].float(),
+            target=tensors["target"].float(),
+            t=float(tensors["t"]),
+            seconds=float(tensors["seconds"]),
+        )
+
+    def write(self, index: int, seed: int, pair: TeacherPair) -> None:
+        """Write one pair whole."""
+        tensors = {
+            "start": pair.start.half().contiguous(),
+            "target": pair.target.cpu().half().contiguous(),
+            "t": torch.tensor(pair.t, dtype=torch.float32),
+            "seconds": torch.tensor(pair.seconds, dtype=torch.float32),
+        }
+        write_bytes_atomic(self._path(index, seed), save(tensors))
+
+    def has(self, index: int, seed: int) -> bool:
+        """Tell whether a pair is there and can be read."""
+        try:
+            self.read(index, seed)
+        except (OSError, SafetensorError, KeyError):
+            return False
+        return True
+
+    def _path(self, index: int, seed: int) -> Path:
+        return self._folder / f"{index:06d}-{seed:03d}.safetensors"
+
+
+def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) -> None:
+    """Let the teacher make what is not in the folder yet, and let go of it.
+
+    Processes share the work. Every pair follows from the run's seed, the clip and the number of
+    the pair, so an interrupted run makes only what is missing and ends with the same files.
+    """
+    recipe, data, pairs = setup.recipe, setup.data, PairFolder(folder)
+    assert recipe.distill.teacher is not None
+    wanted = [(n, k) for n in range(len(data.train)) for k in range(recipe.distill.seeds)]
+    mine = wanted[setup.processes.rank :: setup.processes.size]
+    missing = [each for each in mine if not pairs.has(*each)]
+    if missing:
+        on_cuda = setup.device.type == "cuda"
+        pipeline = SA3Pipeline(
+            teacher_source(recipe.distill, setup.source),
+            device=str(setup.device),
+            dtype=torch.float16 if on_cuda else torch.float32,
+        )
+        pipeline.load_adapter(recipe.distill.teacher)
+        tell(f"the teacher makes {len(missing)} of {len(wanted)} latents to learn from")
+        for index, seed in missing:
+            caption = data.train.rows[index].caption
+            pair = make_pair(
+                pipeline.denoiser,
+                draw_start(recipe, data, setup.source.config, index=index, seed=seed),
+                text=text(caption),
+                section=recipe.distill,
+                config=setup.source.config,
+            )
+            pairs.write(index, seed, pair)
+    setup.processes.wait()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Noisy latents (C, T) at the level u of the even grid, and the duration they are told with."""
+
+    latents: Tensor
+    u: float
+    seconds: float
+
+
+def draw_start(
+    recipe: Recipe, data: TrainingData, config: ModelConfig, *, index: int, seed: int
+) -> Start:
+    """Draw level, crop, silence and noise of one pair, from the run's seed and the clip alone."""
+    clip = data.train[index]
+    generator = Generator().manual_seed(_pair_seed(recipe.train.seed, clip.clip_id, seed))
+    steps = recipe.distill.student_steps
+    u = 1.0 - _integer(steps, generator) / steps
+    length = min(clip.num_frames, data.max_frames)
+    crop = Crop(index, _integer(clip.num_frames - length + 1, generator), length)
+    latents = clip.latent[:, crop.start : crop.start + length].float()
+    extended, mask = extend_by_silence(
+        latents[None],
+        torch.ones(1, length, dtype=torch.bool),
+        silence=data.train.silence,
+        mean_s=recipe.objective.silence_s,
+        model_config=config,
+        generator=generator,
+        max_frames=data.max_frames,
+    )
+    whole = extended[:, :, : int(mask.sum())]
+    noise = torch.randn(whole.shape, generator=generator)
+    seconds = crop_seconds(clip, crop, frame_s=data.frame_s)
+    t = float(_times([u], seconds, config)[0])
+    return Start(interpolate(whole, noise, t)[0].half().float(), u, seconds)
+
+
+@torch.no_grad()
+def make_pair(
+    denoiser: Denoiser, start: Start, *, text: Tensor, section: DistillSection, config: ModelConfig
+) -> TeacherPair:
+    """Follow the teacher's guided velocity from a start to time 0."""
+    device = denoiser.device
+    grid = torch.linspace(start.u, 0, section.teacher_steps + 1).tolist()
+    schedule = _times(grid, start.seconds, config).to(device)
+    x = start.latents[None].to(device)
+    velocity = GuidedVelocity(
+        denoiser,
+        denoiser.condition([text], torch.tensor([start.seconds], device=device)),
+        None,
+        Guidance(scale=section.teacher_guidance),
+        torch.ones(1, x.shape[2], dtype=torch.bool, device=device),
+    )
+    target = sample(velocity, x, schedule=schedule, sampler=section.sampler)[0]
+    return TeacherPair(start.latents, target.float().cpu(), float(schedule[0]), start.seconds)
+
+
+def _times(grid: Sequence[float], seconds: float, config: ModelConfig) -> Tensor:
+    """Warp points of the even grid as a sampler does for a clip of that duration."""
+    length = effective_length(
+        torch.tensor([seconds]), sample_rate=config.sample_rate, ratio=config.downsampling_ratio
+    )
+    options = config.sampling_shift or SAMPLING_DEFAULT
+    return shift(torch.tensor(grid), length.clamp(min=1), options=options)
+
+
+def _pair_seed(seed: int, clip_id: str, number: int) -> int:
+    digest = hashlib.sha256(f"teacher {seed} {clip_id} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _integer(below: int, generator: Generator) -> int:
+    return int(torch.randint(below, (1,), generator=generator).item())
