@@ -7,6 +7,7 @@ Anything else that escapes is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class Sa3LoraError(Exception):
@@ -43,6 +44,22 @@ class DatasetError(Sa3LoraError):
 
 class RunError(Sa3LoraError):
     """Report a run folder that is taken, missing or damaged."""
+
+
+class DivergenceError(RunError):
+    """Report a loss, gradients or trained tensors that are no numbers.
+
+    Args:
+        message: What is no number.
+        step: The step that could not be taken, counted from 1; 0 if nobody counts.
+        clips: The clips that it came from.
+    """
+
+    def __init__(self, message: str, *, step: int = 0, clips: Sequence[str] = ()) -> None:
+        """Keep step and clips, so that a run can step back and name them."""
+        super().__init__(message)
+        self.step = step
+        self.clips = list(clips)
 
 
 class EvaluationError(Sa3LoraError):

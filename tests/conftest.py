@@ -41,6 +41,7 @@ def make_latents(small_model: Path) -> Callable[..., Path]:
         held_out: int = 1,
         frames: tuple[int, int] = (12, 30),
         ae_hash: str | None = None,
+        broken_clip: str | None = None,
     ) -> Path:
         from sa3lora.latents.manifest import collect_rows, summarise, write_manifest, write_silence
         from sa3lora.latents.schema import ClipRow, DatasetMeta
@@ -54,6 +55,8 @@ def make_latents(small_model: Path) -> Callable[..., Path]:
             for clip in range(clips_per_track):
                 count = int(rng.integers(frames[0], frames[1], endpoint=True))
                 steps = rng.standard_normal((count, 12)).cumsum(axis=0) / 3
+                if f"{track:02d}{clip:02d}" == broken_clip:
+                    steps[0] = np.nan
                 latents.append(steps.astype(np.float16))
                 rows.append(
                     ClipRow(

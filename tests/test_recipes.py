@@ -44,13 +44,24 @@ def test_a_recipe_opens_with_what_it_is_for_its_command_and_what_was_measured(na
     assert "# Measured: " in opening
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu"])
-def test_accelerate_accepts_its_files(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cpu", "NO"),
+        ("cpu_processes", "MULTI_CPU"),
+        ("single_gpu", "NO"),
+        ("multi_gpu", "MULTI_GPU"),
+        ("multi_node", "MULTI_GPU"),
+    ],
+)
+def test_accelerate_accepts_its_files(name: str, kind: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     path = recipes_folder() / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
-    assert config.use_cpu is (name == "cpu")
+    assert config.use_cpu is name.startswith("cpu")
+    assert config.distributed_type == kind
+    assert (config.num_machines > 1) == (name == "multi_node")
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["mixed_precision"] == "no"
 
 

@@ -24,9 +24,11 @@ from sa3lora.cli import (
     models,
     prep,
     resize,
+    runs,
     train,
     validate,
     verify,
+    verify_resume,
 )
 from sa3lora.cli import inspect as inspect_verb
 from sa3lora.errors import Sa3LoraError, UsageError
@@ -36,6 +38,8 @@ _VERBS: tuple[Callable[[typer.Typer], None], ...] = (
     demo.register,
     prep.register,
     train.register,
+    verify_resume.register,
+    runs.register,
     generate.register,
     evaluate.register,
     merge.register,

@@ -38,6 +38,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run NAME from its last checkpoint.")
     ] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="KEY",
+            help="With --resume: let this recipe key, or `dataset`, differ; repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")
     ] = False,
@@ -52,7 +60,8 @@ def train(
 
     The run lies in runs/NAME: recipe, manifest, checkpoints, previews, TensorBoard events and, at
     the end, adapter.safetensors. A run that was interrupted goes on with --resume and ends in the
-    same adapter.
+    same adapter. If the loss is no number, the run steps back to the last checkpoint and goes on
+    with half the learning rate and without those clips; the second time it ends and names them.
 
     Examples:
       sa3lora train tiny_style data.root=latents/vinyl
@@ -66,19 +75,29 @@ def train(
 
     if resume and name is None:
         raise UsageError("--resume needs the name of the run: --name NAME.")
+    if allow_change and not resume:
+        raise UsageError("--allow-change is for going on with a run: add --resume --name NAME.")
     changes = [*(overrides or []), *([f"train.dtype={dtype.value}"] if dtype else [])]
     loaded = load_recipe(recipe, changes)
     where = resolve_device(device)
-    source = resolve_model(_model_name(loaded))
+    source = resolve_model(model_of_recipe(loaded))
     _print_plan(loaded, source, where)
     if dry_run:
         return
     run = _open_run(name, resume=resume, device=where)
-    result = _train(loaded, run, source, resume=resume, device=where, quiet=quiet)
+    result = _train(
+        loaded,
+        run,
+        source,
+        resume=resume,
+        allow_change=allow_change or [],
+        device=where,
+        quiet=quiet,
+    )
     _report(result, recipe, name=run.name)
 
 
-def _model_name(recipe: Recipe) -> str:
+def model_of_recipe(recipe: Recipe) -> str:
     """Choose the model: the recipe's, else the dataset's, else `tiny`, which is then told."""
     from sa3lora.cli.output import status
     from sa3lora.latents.format import LatentsDataset
@@ -120,6 +139,7 @@ def _train(
     source: ModelSource,
     *,
     resume: bool,
+    allow_change: list[str],
     device: str,
     quiet: bool,
 ) -> TrainResult:
@@ -139,7 +159,13 @@ def _train(
                 advance(event.step, note=note)
 
         return train_adapter(
-            recipe, run=run, source=source, resume=resume, device=device, progress=show
+            recipe,
+            run=run,
+            source=source,
+            resume=resume,
+            allow_change=allow_change,
+            device=device,
+            progress=show,
         )
 
 

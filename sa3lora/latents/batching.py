@@ -7,7 +7,6 @@ sampler that is told an epoch and a position goes on exactly there.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +58,11 @@ class LengthBatcher:
     what its clips have, so it holds more of them.
 
     Every epoch shows every clip once, in another order. Clips longer than `max_frames` are cropped
-    at a start drawn anew each epoch, every possible start being as likely, the last included. With
-    several processes all have the same number of batches an epoch and batches of one step are of
-    like length; where the batches do not divide evenly, the first of them are shown twice.
+    at a start drawn anew each epoch, every possible start being as likely, the last included.
+
+    Several processes deal the same sequence of batches out among themselves, one after another
+    and from one epoch into the next: together they take what a single process would take, so no
+    batch comes twice. All batches are filled to the same budget, so that processes wait little.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class LengthBatcher:
         self._extra = extra_frames
         self._silence = silence_frames
         self._packed = packed
-        self._rank = rank
         self._world = world_size
         self._seed = seed
         self._epoch = 0
         self._position = 0
         self._batches = self._draw(0)
+        self._move(rank)
 
     def _draw(self, epoch: int) -> list[tuple[Crop, ...]]:
         rng = np.random.default_rng([self._seed, epoch])
@@ -134,7 +135,7 @@ class LengthBatcher:
                 current, longest, total = [], frames, frames
             current.append(crop)
         batches.append(tuple(current))
-        return self._share(batches, rng)
+        return [batches[n] for n in rng.permutation(len(batches))]
 
     def _draw_silence(self, rng: np.random.Generator) -> np.ndarray:
         if self._silence == 0:
@@ -143,16 +144,15 @@ class LengthBatcher:
         silence: np.ndarray = np.minimum(drawn, self._limit - self._cropped)
         return silence
 
-    def _share(
-        self, batches: list[tuple[Crop, ...]], rng: np.random.Generator
-    ) -> list[tuple[Crop, ...]]:
-        # Neighbours in length go to the same step, so that no process waits for a longer batch.
-        steps = math.ceil(len(batches) / self._world)
-        filled = [batches[n % len(batches)] for n in range(steps * self._world)]
-        return [filled[step * self._world + self._rank] for step in rng.permutation(steps)]
+    def _move(self, count: int) -> None:
+        self._position += count
+        while self._position >= len(self._batches):
+            self._position -= len(self._batches)
+            self._epoch += 1
+            self._batches = self._draw(self._epoch)
 
     def __len__(self) -> int:
-        """Count the batches of this process in the current epoch."""
+        """Count the batches of the current epoch, those of the other processes included."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[BatchPlan]:
@@ -160,18 +160,14 @@ class LengthBatcher:
         return self
 
     def __next__(self) -> BatchPlan:
-        """Give the next batch; after the last of an epoch the next epoch begins."""
+        """Give this process' next batch; after the last of an epoch the next epoch begins."""
         crops = self._batches[self._position]
-        self._position += 1
-        if self._position == len(self._batches):
-            self._epoch += 1
-            self._position = 0
-            self._batches = self._draw(self._epoch)
+        self._move(self._world)
         return BatchPlan(crops, self.state_dict(), packed=self._packed)
 
     @property
     def epoch(self) -> int:
-        """How many epochs are complete."""
+        """Which epoch the next batch belongs to, counted from 0."""
         return self._epoch
 
     def state_dict(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def write_checkpoint(
         CheckpointError: If the disk refuses; what was there before stays untouched.
     """
     root.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(root)
+    finish_interrupted(root)
     temporary = root / f"{_TEMPORARY}{step:08d}"
     final = root / f"{_PREFIX}{step:08d}"
     try:
@@ -129,11 +129,25 @@ def checkpoint_steps(root: Path) -> list[int]:
     return [int(name) for name in names if name.isdecimal()]
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what a killed process left half-written or half-removed."""
-    for prefix in (_TEMPORARY, _REMOVED):
-        for path in root.glob(f"{prefix}*"):
+def finish_interrupted(root: Path) -> None:
+    """Finish what a killed process was about to do; only the process that writes may do it.
+
+    A checkpoint that was whole already gets its name: the one that it replaces may be gone. What
+    is half-written or half-removed is removed.
+    """
+    for path in root.glob(f"{_TEMPORARY}*"):
+        final = root / path.name.replace(_TEMPORARY, _PREFIX)
+        try:
+            read_checkpoint(path)
+        except CheckpointError:
             shutil.rmtree(path, ignore_errors=True)
+            continue
+        if final.exists():
+            _remove(final)
+        path.rename(final)
+        _sync_folder(root)
+    for path in root.glob(f"{_REMOVED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sa3lora.flow import flow_loss, frame_mask
@@ -33,6 +33,7 @@ from sa3lora.probe import StepLoss
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.flow_objective import FlowObjective, StepObjective
 from sa3lora.training.session import Setup
+from sa3lora.training.streams import Streams
 from sa3lora.training.teacher import PairFolder, TeacherPair
 
 
@@ -45,25 +46,30 @@ class Distillation:
         *,
         denoiser: Denoiser,
         text: TextEmbeddings,
-        generator: Generator,
         folder: Path,
     ) -> None:
-        """Take the parts of a run; which pair of a clip is shown is drawn from `generator`."""
+        """Take the parts of a run."""
         self._setup = setup
         self._denoiser = denoiser
         self._text = text
-        self._generator = generator
+        self._streams = Streams(
+            seed=setup.recipe.train.seed,
+            rank=setup.processes.rank,
+            world_size=setup.processes.size,
+        )
         self._pairs = PairFolder(folder)
         self._index = {row.clip_id: n for n, row in enumerate(setup.data.train.rows)}
 
-    def losses(self, batches: Sequence[Batch]) -> Iterator[StepLoss]:
-        """Give the loss of each micro-batch of one step in turn."""
+    def losses(
+        self, batches: Sequence[Batch], *, step: int, attempt: int = 0
+    ) -> Iterator[StepLoss]:
+        """Give the loss of each micro-batch of one step in turn; draw which pairs are shown."""
         seeds = self._setup.recipe.distill.seeds
-        drawn = [
-            torch.randint(seeds, (len(batch.clip_ids),), generator=self._generator).tolist()
-            for batch in batches
-        ]
-        for batch, numbers in zip(batches, drawn, strict=True):
+        streams = self._streams.of_step(step, attempt=attempt)
+        for place, batch in enumerate(batches):
+            size = (len(batch.clip_ids),)
+            numbers = torch.randint(seeds, size, generator=streams.generator(place)).tolist()
+            streams.seed_dropout(place)
             pairs = [
                 self._pairs.read(self._index[clip_id], number)
                 for clip_id, number in zip(batch.clip_ids, numbers, strict=True)
@@ -124,12 +130,9 @@ def make_objective(
     *,
     denoiser: Denoiser,
     text: TextEmbeddings,
-    generator: Generator,
     teacher_folder: Path,
 ) -> StepObjective:
     """Choose what a run minimises: the released objective, or the distance from its teacher."""
     if setup.recipe.distill.teacher is None:
-        return FlowObjective(setup, denoiser=denoiser, text=text, generator=generator)
-    return Distillation(
-        setup, denoiser=denoiser, text=text, generator=generator, folder=teacher_folder
-    )
+        return FlowObjective(setup, denoiser=denoiser, text=text)
+    return Distillation(setup, denoiser=denoiser, text=text, folder=teacher_folder)

@@ -7,8 +7,10 @@ new process needs to go on with the same numbers.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,13 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
 
-from sa3lora.errors import CheckpointError, RunError
+from sa3lora.errors import CheckpointError, DivergenceError
 from sa3lora.recipe import OptimSection
-from sa3lora.training.checkpoint import newest_checkpoint, write_checkpoint
+from sa3lora.training.checkpoint import (
+    finish_interrupted,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from sa3lora.training.optim import LearningRate, clip_gradients
 from sa3lora.training.optimizers import (
     Optimizer,
@@ -56,6 +62,7 @@ class ResumableLoop:
     Attributes:
         step: Number of finished optimizer steps.
         passed_over: Sentences about checkpoints that `restore` could not use.
+        lr_factor: What every learning rate is multiplied by. The owner keeps it with a checkpoint.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class ResumableLoop:
             read_tensors: Reads that form back into the parameters.
         """
         self.step = 0
+        self.lr_factor = 1.0
         self.passed_over: list[str] = []
         self._parameters = dict(parameters)
         self._max_grad_norm = optim.max_grad_norm
@@ -114,22 +122,30 @@ class ResumableLoop:
             if ema_decay is not None
             else {}
         )
+        self._beginning = {n: p.detach().cpu().clone() for n, p in self._parameters.items()}
+        self._fresh_optimizer = copy.deepcopy(self._optimizer.state_dict())
 
-    def update(self) -> Update:
+    def update(self, *, weight: float = 1.0) -> Update:
         """Take one optimizer step on the gradients and forget them.
 
+        Args:
+            weight: How much this process counts beside the others: its number of clips. Not a
+                number if its loss was none.
+
         Raises:
-            RunError: If the gradients are not finite; nothing is changed then.
+            DivergenceError: If gradients or weight are not finite; nothing is changed then.
         """
         parameters = list(self._parameters.values())
-        self._processes.average([p.grad for p in parameters if p.grad is not None])
+        self._processes.average([p.grad for p in parameters if p.grad is not None], weight=weight)
         norm = float(clip_gradients(parameters, self._max_grad_norm))
-        if not torch.isfinite(torch.tensor(norm)):
-            raise RunError(
+        if not (math.isfinite(norm) and math.isfinite(weight)):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise DivergenceError(
                 f"Step {self.step + 1}: the norm of the gradients is {norm}. Lower optim.lr, or "
-                "train with train.base_dtype=float32; earlier checkpoints are untouched."
+                "train with train.base_dtype=float32; earlier checkpoints are untouched.",
+                step=self.step + 1,
             )
-        lr = self._lr.at(self.step)
+        lr = self._lr.at(self.step) * self.lr_factor
         set_rate(self._optimizer, lr)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -159,7 +175,13 @@ class ResumableLoop:
                     self._parameters[name].copy_(tensor)
 
     def save(self, info: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of this step, with the owner's JSON values (sampler position ...)."""
+        """Write a checkpoint of this step, with the owner's JSON values (sampler position ...).
+
+        Raises:
+            DivergenceError: If a parameter is no number; nothing is written then.
+        """
+        if broken := [n for n, p in self._parameters.items() if not bool(p.isfinite().all())]:
+            raise DivergenceError(f"step {self.step}: {broken[0]} is no number", step=self.step)
         random_states = self._processes.gather(collect_rng(self._generators))
         path = self._folder / f"step-{self.step:08d}"
 
@@ -188,6 +210,9 @@ class ResumableLoop:
         Raises:
             CheckpointError: If the checkpoint is of other processes or other parameters.
         """
+        if self._processes.is_main:
+            finish_interrupted(self._folder)
+        self._processes.wait()
         checkpoint, self.passed_over = newest_checkpoint(self._folder)
         if checkpoint is None:
             return None
@@ -212,6 +237,15 @@ class ResumableLoop:
         restore_rng(states[self._processes.rank], self._generators)
         self.step = checkpoint.step
         return checkpoint.info
+
+    def reset(self) -> None:
+        """Go back to the beginning, as if no step had been taken."""
+        _copy_tensors(self._beginning, self._parameters, self._folder)
+        _copy_tensors(
+            {n: self._beginning[n].float() for n in self.averages}, self.averages, self._folder
+        )
+        self._optimizer.load_state_dict(copy.deepcopy(self._fresh_optimizer))
+        self.step = 0
 
     def _update_averages(self) -> None:
         if self._ema_decay is None:

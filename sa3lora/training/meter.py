@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from sa3lora.probe import StepLoss
 from sa3lora.training.loop import Update
+from sa3lora.training.processes import Processes
 from sa3lora.training.tracking import bucket_losses
 
 _FIRST_STEPS = 5
@@ -17,33 +19,40 @@ _FIRST_STEPS = 5
 class Meter:
     """Turns the losses of a step's micro-batches into scalars by tag."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, processes: Processes) -> None:
         """Start a new measurement."""
         self._device = device
+        self._processes = processes
         self._times: list[float] = []
 
     def measure(
         self, losses: Sequence[StepLoss], update: Update, *, seconds: float
     ) -> dict[str, float]:
-        """Give everything to log about one step.
+        """Give everything to log about one step, of all processes together.
+
+        Losses are means over clips; speed and padding are sums; memory is that of this process.
 
         Args:
-            losses: Of the micro-batches.
+            losses: Of this process' micro-batches.
             update: The optimizer step.
             seconds: What all of it took.
         """
         self._times.append(seconds)
-        count = len(losses)
-        frames = sum(loss.num_frames for loss in losses)
-        slots = sum(loss.num_slots for loss in losses)
-        clips = sum(len(loss.t) for loss in losses)
-        t = [level for loss in losses for level in loss.t.tolist()]
-        per_item = [value for loss in losses for value in loss.per_item.tolist()]
+        everyone = [one for group in self._processes.gather(_plain(losses)) for one in group]
+        clips = sum(len(one["t"]) for one in everyone)
+        frames = sum(one["frames"] for one in everyone)
+        slots = sum(one["slots"] for one in everyone)
+
+        def mean(name: str) -> float:
+            return float(sum(one[name] * len(one["t"]) for one in everyone)) / clips
+
+        t = [level for one in everyone for level in one["t"]]
+        per_item = [value for one in everyone for value in one["per_item"]]
         return {
-            "train/loss": sum(float(loss.total.detach()) for loss in losses) / count,
-            "train/signal": sum(float(loss.signal) for loss in losses) / count,
-            "train/context": sum(float(loss.context) for loss in losses) / count,
-            **_prior(losses),
+            "train/loss": mean("total"),
+            "train/signal": mean("signal"),
+            "train/context": mean("context"),
+            **({"train/prior": mean("prior")} if "prior" in everyone[0] else {}),
             **bucket_losses(t, per_item),
             "optim/lr": update.lr,
             "optim/grad_norm": update.grad_norm,
@@ -65,9 +74,21 @@ class Meter:
         )
 
 
-def _prior(losses: Sequence[StepLoss]) -> dict[str, float]:
-    values = [float(loss.prior) for loss in losses if loss.prior is not None]
-    return {"train/prior": sum(values) / len(values)} if values else {}
+def _plain(losses: Sequence[StepLoss]) -> list[dict[str, Any]]:
+    """Give what is logged of each batch as numbers that can be sent to another process."""
+    return [
+        {
+            "total": float(loss.total.detach()),
+            "signal": float(loss.signal),
+            "context": float(loss.context),
+            "t": loss.t.tolist(),
+            "per_item": loss.per_item.tolist(),
+            "frames": loss.num_frames,
+            "slots": loss.num_slots,
+            **({} if loss.prior is None else {"prior": float(loss.prior)}),
+        }
+        for loss in losses
+    ]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """One epoch of batches of one process."""
+    """One epoch of batches, of all processes together."""
 
     num_batches: int
     clips_per_batch: float
@@ -76,7 +76,7 @@ def make_plan(
     check_rank({site: shapes[site] for site in sites}, adapter)
     num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
-    batches = batch_statistics(data, world_size=world_size)
+    batches = batch_statistics(data)
     rows = {
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
@@ -113,9 +113,9 @@ def _start_rows(recipe: Recipe) -> dict[str, str]:
     return rows
 
 
-def batch_statistics(data: TrainingData, *, world_size: int) -> BatchStatistics:
+def batch_statistics(data: TrainingData) -> BatchStatistics:
     """Count the batches of the first epoch, with the silence behind their clips."""
-    batcher = data.make_batcher(world_size=world_size)
+    batcher = data.make_batcher()
     plans = [next(batcher) for _ in range(len(batcher))]
     slots = sum(plan.num_slots for plan in plans)
     real = sum(plan.num_real for plan in plans)
@@ -135,7 +135,7 @@ def _data_rows(
     seconds = sum(row.duration_s for row in train.rows)
     tracks = len({row.source for row in train.rows})
     held_out = 0 if data.validation is None else len(data.validation)
-    micro_batches = recipe.train.max_steps * recipe.train.grad_accum
+    micro_batches = recipe.train.max_steps * recipe.train.grad_accum * world_size
     epochs = micro_batches / batches.num_batches
     return {
         "data": (

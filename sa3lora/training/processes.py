@@ -27,8 +27,8 @@ class Processes(Protocol):
     def rank(self) -> int:
         """Number of this process."""
 
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their mean over all processes."""
+    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
+        """Replace tensors by their mean over all processes, each counting with its weight."""
 
     def gather(self, value: Any) -> list[Any]:
         """Collect one value of each process, by rank."""
@@ -43,7 +43,7 @@ class Alone:
     is_main = True
     rank = 0
 
-    def average(self, tensors: list[Tensor]) -> None:
+    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
         """Leave the tensors as they are."""
 
     def gather(self, value: Any) -> list[Any]:
@@ -76,12 +76,19 @@ class ProcessGroup:
         """How many processes train together."""
         return int(self.accelerator.num_processes)
 
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replace gradients by their mean over all processes, in one message."""
+    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
+        """Replace gradients by their weighted mean over all processes, in one message.
+
+        A weight that is no number makes the mean no number in every process, so that all of them
+        know of a loss that went wrong in one.
+        """
         if self.size == 1 or not tensors:
             return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        mean = self.accelerator.reduce(flat, reduction="mean")
+        parts = [tensor.flatten() * weight for tensor in tensors]
+        sums = self.accelerator.reduce(
+            torch.cat([*parts, parts[0].new_tensor([weight])]), reduction="sum"
+        )
+        mean = sums[:-1] / sums[-1]
         for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -136,8 +143,9 @@ def accelerated(device: str | None) -> Iterator[Accelerator]:
         device: `cpu`, `cuda` or `mps`; None takes the best there is.
 
     Raises:
-        RunError: If the device is not there.
+        RunError: If the device is not there, or a launcher wants the model spread out.
     """
+    _refuse_sharding()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     try:
         found = accelerator.device.type
@@ -147,3 +155,15 @@ def accelerated(device: str | None) -> Iterator[Accelerator]:
     finally:
         if accelerator.num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _refuse_sharding() -> None:
+    """Take no launch whose memory savings would silently not come true."""
+    kinds = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+    for variable, name in kinds.items():
+        if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1", "yes"):
+            raise RunError(
+                f"{name} would spread the model over processes, but here each holds the whole "
+                "frozen base and only the adapter's gradients are exchanged. Launch with "
+                "recipes/accelerate/multi_gpu.yaml or multi_node.yaml."
+            )

@@ -27,6 +27,7 @@ from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder, sha256_file
 from sa3lora.training.choice import Verdict
 from sa3lora.training.data import TrainingData
+from sa3lora.training.identity import Changes
 from sa3lora.training.plan import Plan
 from sa3lora.training.selection import Chosen
 from sa3lora.training.validation import VALIDATION, Validation
@@ -101,6 +102,8 @@ class RunRecord:
             "identity": identity,
             "validation": [],
             "best": None,
+            "setbacks": [],
+            "changes": [],
             "overfits_since": None,
         }
         return cls(run, content)
@@ -115,6 +118,19 @@ class RunRecord:
         """Drop what a killed process recorded of steps that are about to be taken again."""
         kept = [entry for entry in self.content["validation"] if entry["step"] <= step]
         self.content["validation"] = kept
+
+    def take_changes(self, changes: Changes, *, identity: dict[str, Any], step: int) -> None:
+        """Record that the run goes on otherwise than it was started."""
+        self.content.setdefault("changes", []).append(changes.to_json(step=step))
+        self.content["identity"] = identity
+        if changes.measure:  # two measures have no best in common
+            self.content["validation"] = []
+            self.content["best"] = None
+
+    def changed_since(self, step: int) -> set[str]:
+        """Collect the keys that changed after a checkpoint of `step` was written."""
+        entries = self.content.get("changes", [])
+        return {key for entry in entries if entry["step"] >= step for key in entry["keys"]}
 
     def keep_validations(self, steps: Sequence[int]) -> None:
         """Drop the validations of all other steps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, nn
+from torch import nn
 
 from sa3lora.adapters.config import LOKR, AdapterConfig
 from sa3lora.adapters.files import read_adapter, write_adapter
@@ -165,29 +164,21 @@ def load_denoiser(setup: Setup) -> Denoiser:
     return denoiser
 
 
-def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> tuple[ResumableLoop, Generator]:
-    """Make the loop over the adapter's tensors and the generator that its steps draw from."""
+def make_loop(setup: Setup, denoiser: Denoiser, *, folder: Path) -> ResumableLoop:
+    """Make the loop over the adapter's tensors."""
     recipe = setup.recipe
-    generator = Generator().manual_seed(stream_seed(recipe.train.seed, setup.processes.rank))
-    loop = ResumableLoop(
+    return ResumableLoop(
         dict(adapter_parameters(denoiser)),
         optim=recipe.optim,
         max_steps=recipe.train.max_steps,
         folder=folder,
-        generators={"steps": generator},
+        generators={},  # what a step draws follows from its number, see streams.py
         keep=recipe.checkpoint.keep,
         ema_decay=recipe.optim.ema_decay,
         processes=setup.processes,
         write_tensors=_adapter_writer(denoiser, setup.adapter),
         read_tensors=_adapter_reader(denoiser),
     )
-    return loop, generator
-
-
-def stream_seed(seed: int, rank: int) -> int:
-    """Derive the seed of one process' draws; streams of different seeds and ranks never meet."""
-    digest = hashlib.sha256(f"steps {seed} {rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _adapter_writer(denoiser: Denoiser, config: AdapterConfig) -> Callable[[Path], None]:

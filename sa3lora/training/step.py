@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sa3lora.errors import RunError
 from sa3lora.flow import extend_mask, frame_mask
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
@@ -22,12 +21,12 @@ from sa3lora.recipe import ObjectiveSection
 __all__ = [
     "MicroBatch",
     "StepLoss",
+    "broken_clips",
     "extend_by_silence",
     "fill_with_silence",
     "flow_step_loss",
     "loss_of_micro_batch",
     "prepare_step",
-    "require_finite",
 ]
 
 
@@ -68,7 +67,7 @@ def flow_step_loss(
         seconds=[seconds],
         objective=objective,
         model_config=model_config,
-        generator=generator,
+        generators=[generator],
         silence=silence,
         max_frames=max_frames,
     )
@@ -99,15 +98,14 @@ def prepare_step(
     seconds: Sequence[Tensor],
     objective: ObjectiveSection,
     model_config: ModelConfig,
-    generator: Generator,
+    generators: Sequence[Generator],
     silence: Tensor | None = None,
     max_frames: int | None = None,
 ) -> list[MicroBatch]:
     """Extend and draw for every micro-batch of an optimizer step, then couple over all of them.
 
-    So a step of eight single clips is coupled like one batch of eight. First the silence of every
-    micro-batch is drawn, then everything else of each in turn; one micro-batch alone draws what
-    it always drew. Arguments are those of `flow_step_loss`, one entry for each micro-batch.
+    So a step of eight single clips is coupled like one batch of eight. Arguments are those of
+    `flow_step_loss`, one entry for each micro-batch; each draws from a generator of its own.
     """
     extended = [
         extend_by_silence(
@@ -119,7 +117,7 @@ def prepare_step(
             generator=generator,
             max_frames=max_frames,
         )
-        for each, mask in zip(latents, masks, strict=True)
+        for each, mask, generator in zip(latents, masks, generators, strict=True)
     ]
     # Any clip may get any noise of the step; without coupling each keeps its own.
     longest = max(each.shape[2] for each, _ in extended)
@@ -134,7 +132,7 @@ def prepare_step(
             generator=generator,
             noise_frames=longest if couples else None,
         )
-        for (each, mask), durations in zip(extended, seconds, strict=True)
+        for (each, mask), durations, generator in zip(extended, seconds, generators, strict=True)
     ]
     if objective.coupling != "none":
         draws = couple_draws(
@@ -221,17 +219,9 @@ def fill_with_silence(
     return torch.where(offset[:, None, :] < 0, kept, quiet.transpose(0, 1))
 
 
-def require_finite(loss: StepLoss, *, step: int, clip_ids: Sequence[str]) -> None:
-    """Stop a run whose loss is no number.
-
-    Raises:
-        RunError: Naming the step and the clips it came from.
-    """
+def broken_clips(loss: StepLoss, clip_ids: Sequence[str]) -> list[str]:
+    """Name the clips whose loss is no number; all of the batch if only their sum is none."""
     if torch.isfinite(loss.total):
-        return
-    broken = (~torch.isfinite(loss.per_item)).nonzero().flatten().tolist()
-    clips = ", ".join(clip_ids[n] for n in broken) or ", ".join(clip_ids)
-    raise RunError(
-        f"step {step}: the loss is {float(loss.total)}, from clips {clips}.\n"
-        "Look at these clips, or lower optim.lr; checkpoints up to here are kept."
-    )
+        return []
+    finite = torch.isfinite(loss.per_item).tolist()
+    return [name for name, good in zip(clip_ids, finite, strict=True) if not good] or list(clip_ids)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
@@ -93,6 +94,15 @@ class Tracker:
             if error.errno is None:
                 raise
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+    def forget_after(self, step: int) -> None:
+        """Tell readers to drop what was written of later steps, because they are taken again."""
+        if self._writer is None:
+            return
+        again = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        events: Any = self._writer.file_writer
+        with self._disk():
+            events.add_event(again)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars by tag."""

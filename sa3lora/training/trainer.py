@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
 
 from sa3lora.adapters.inject import import_adapter_state
+from sa3lora.errors import DivergenceError
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
-from sa3lora.runs import RunFolder, write_bytes_atomic
+from sa3lora.runs import RunFolder
 from sa3lora.training.checkpoint import checkpoint_steps
 from sa3lora.training.data import TextEmbeddings
 from sa3lora.training.distillation import make_objective
 from sa3lora.training.events import EventKind, Progress, TrainEvent, no_progress
 from sa3lora.training.hparams import final_scores, flat_settings
-from sa3lora.training.identity import check_identity
+from sa3lora.training.identity import check_changeable
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.observer import Observer
 from sa3lora.training.plan import Plan
 from sa3lora.training.processes import accelerated, is_main_process
 from sa3lora.training.result import RunRecord, TrainResult, finished_path, write_result
+from sa3lora.training.resumption import Resumption
 from sa3lora.training.rng import undisturbed_rng
 from sa3lora.training.selection import Chosen
 from sa3lora.training.session import Setup, build_text, load_denoiser, make_loop, set_up
@@ -54,6 +57,7 @@ def train(
     run: RunFolder,
     source: ModelSource,
     resume: bool = False,
+    allow_change: Sequence[str] = (),
     device: str | None = None,
     progress: Progress = no_progress,
 ) -> TrainResult:
@@ -67,18 +71,25 @@ def train(
         run: Its folder; for a new run it is empty and is removed if nothing could be trained.
         source: The base model.
         resume: Go on from the newest whole checkpoint in the folder.
+        allow_change: Keys of the recipe, or `dataset`, that may differ from what the run to resume
+            was started with; the manifest records what did.
         device: `cpu`, `cuda` or `mps`; None takes the best there is.
         progress: Told of every step and of what else happens.
 
     Raises:
         RecipeError: If the recipe asks for what cannot be.
-        RunError: If a run to resume was started otherwise, or the loss is not finite.
+        RunError: If a run to resume was started otherwise.
+        DivergenceError: If the loss is no number for the second time.
+        UsageError: If `allow_change` names what is no key or cannot be changed.
     """
+    check_changeable(allow_change)
     begun = False
     try:
         with accelerated(device) as accelerator, undisturbed_rng():
             setup = set_up(recipe, source=source, accelerator=accelerator)
-            trainer = _Trainer(setup, run, resume=resume, progress=progress)
+            trainer = _Trainer(
+                setup, run, resume=resume, allow_change=allow_change, progress=progress
+            )
             begun = True
             return trainer.run()
     finally:
@@ -90,27 +101,32 @@ def train(
 class _Trainer:
     """The parts of a run that is ready for its next step."""
 
-    def __init__(self, setup: Setup, run: RunFolder, *, resume: bool, progress: Progress) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        run: RunFolder,
+        *,
+        resume: bool,
+        allow_change: Sequence[str],
+        progress: Progress,
+    ) -> None:
         self._setup = setup
         self._recipe = setup.recipe
         self._folder = run
         self._progress = progress
         torch.manual_seed(setup.recipe.train.seed)  # of the adapter's dropout
-        record = self._previous_record(resume)
+        self._resumption = Resumption(
+            setup, run, resume=resume, allow_change=allow_change, tell=self._tell
+        )
         self._text: TextEmbeddings = build_text(setup)
-        self._record = record or self._start()
+        self._record = self._resumption.record or self._start()
         teacher_folder = run.path / TEACHER_FOLDER
         if setup.recipe.distill.teacher is not None:
             make_pairs(setup, self._text, teacher_folder, tell=partial(self._note, 0))
         self._denoiser: Denoiser = load_denoiser(setup)
-        self._loop: ResumableLoop
-        self._loop, generator = make_loop(setup, self._denoiser, folder=run.checkpoints)
+        self._loop: ResumableLoop = make_loop(setup, self._denoiser, folder=run.checkpoints)
         objective = make_objective(
-            setup,
-            denoiser=self._denoiser,
-            text=self._text,
-            generator=generator,
-            teacher_folder=teacher_folder,
+            setup, denoiser=self._denoiser, text=self._text, teacher_folder=teacher_folder
         )
         self._stepper = Stepper(setup, objective=objective, loop=self._loop)
         self._observer = Observer(
@@ -123,19 +139,12 @@ class _Trainer:
             averaged=self._loop.averaged,
         )
         if resume:
-            self._restore()
+            known = self._resumption.restore(self._loop, self._record)
+            self._observer.restore(known)
 
     @property
     def _is_main(self) -> bool:
         return self._setup.processes.is_main
-
-    def _previous_record(self, resume: bool) -> RunRecord | None:
-        """Read the manifest of a run to resume; None if it was killed before it had one."""
-        if not resume or not self._folder.manifest_path.is_file():
-            return None
-        record = RunRecord(self._folder, self._folder.manifest())
-        check_identity(record.identity, self._setup.identity, name=self._folder.name)
-        return record
 
     def _start(self) -> RunRecord:
         setup = self._setup
@@ -146,22 +155,10 @@ class _Trainer:
             source=setup.source,
             data=setup.data,
         )
+        self._resumption.write_recipe()
         if self._is_main:
-            write_bytes_atomic(self._folder.recipe_path, self._recipe.to_yaml().encode())
             record.write()
         return record
-
-    def _restore(self) -> None:
-        info = self._loop.restore()
-        if info is None:
-            self._tell("note", "no checkpoint to go on from, so it starts at step 0")
-            self._record.forget_after(0)
-            self._observer.restore(0)
-            return
-        self._setup.data.load_state_dict(info["sampler"][self._setup.processes.rank])
-        self._record.forget_after(self._loop.step)
-        self._observer.restore(self._loop.step)
-        self._tell("note", f"going on after step {self._loop.step}")
 
     def run(self) -> TrainResult:
         """Take the remaining steps and write the adapter."""
@@ -172,16 +169,23 @@ class _Trainer:
         ):
             tracker.layout()
             while self._remaining() > 0 and not self._out_of_patience():
-                self._take_step(tracker)
-                self._observer.after_step(self._loop.step, tracker)
-                if self._must_stop(stop):
-                    return self._stopped(stop)
-                if self._is_due(self._recipe.checkpoint.every):
-                    self._save()
+                try:
+                    self._take_step(tracker)
+                    self._observer.after_step(self._loop.step, tracker)
+                    if self._must_stop(stop):
+                        return self._stopped(stop)
+                    if self._is_due(self._recipe.checkpoint.every):
+                        self._save()
+                except DivergenceError as failure:
+                    self._resumption.step_back(
+                        failure, loop=self._loop, record=self._record, tracker=tracker
+                    )
+                    self._observer.restore(self._loop.step)
             return self._finish(tracker)
 
     def _take_step(self, tracker: Tracker) -> None:
-        scalars = self._stepper.take()
+        attempt = self._resumption.attempt(self._loop.step + 1)
+        scalars = self._stepper.take(attempt=attempt)
         tracker.scalars(scalars, self._loop.step)
         self._tell("step", loss=scalars["train/loss"])
         if (estimate := self._stepper.first_estimate(self._remaining())) is not None:
@@ -209,8 +213,7 @@ class _Trainer:
         return self._setup.processes.any(bool(stop)) and self._remaining() > 0
 
     def _save(self) -> None:
-        positions = self._setup.processes.gather(self._setup.data.state_dict())
-        path = self._loop.save({"sampler": positions})
+        path = self._loop.save(self._resumption.state())
         self._write_record()
         self._tell("checkpoint", f"saved {path}")
 

@@ -18,8 +18,8 @@ from sa3lora.cli import main as program
 from sa3lora.errors import DatasetError, UsageError
 
 VERBS = [
-    "demo", "prep", "train", "generate", "evaluate", "merge", "convert", "resize", "extract",
-    "card", "verify", "inspect", "validate", "models",
+    "demo", "prep", "train", "verify-resume", "runs", "generate", "evaluate", "merge", "convert",
+    "resize", "extract", "card", "verify", "inspect", "validate", "models",
 ]  # fmt: skip
 # pydantic is not among them: typer itself needs it.
 HEAVY = ["torch", "numpy", "scipy", "peft", "transformers", "datasets", "accelerate", "librosa"]

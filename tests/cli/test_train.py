@@ -105,6 +105,7 @@ def test_a_taken_name_is_refused_and_left_alone(
         (["model=nothing"], 1, "there is no model 'nothing'"),
         (["adapter.type=loha"], 1, "adapter.type: "),
         (["--resume"], 2, "--name NAME"),
+        (["--allow-change", "optim.lr"], 2, "add --resume --name NAME"),
         (["--resume", "--name", "none"], 1, "no run 'none'"),
         (["--device", "cuda"], 2, "--device cuda"),
     ],

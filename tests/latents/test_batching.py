@@ -147,22 +147,26 @@ def test_a_clip_beyond_the_budget_makes_a_batch_of_its_own():
     assert sorted(len(plan.crops) for plan in plans) == [1, 2]
 
 
-def test_ranks_share_an_epoch_in_equal_steps():
-    ranks = [make(rank=r, world_size=3) for r in range(3)]
-    assert len({len(batcher) for batcher in ranks}) == 1
-    epochs = [epoch_of(batcher) for batcher in ranks]
-    shown = {c.index for plans in epochs for plan in plans for c in plan.crops}
-    assert shown == set(range(len(LENGTHS)))
+@pytest.mark.parametrize("world", [2, 3, 50])
+def test_processes_deal_out_what_one_process_takes(world):
+    alone = [plan.crops for plan in islice(make(), world * 8)]
+    ranks = [islice(make(rank=r, world_size=world), 8) for r in range(world)]
+    dealt = [plan.crops for step in zip(*ranks, strict=True) for plan in step]
+    assert dealt == alone
 
 
-def test_batches_of_one_step_are_of_like_length():
-    epochs = [epoch_of(make(rank=r, world_size=2)) for r in range(2)]
-    gaps = [abs(a.num_frames - b.num_frames) for a, b in zip(*epochs, strict=True)]
-    assert np.median(gaps) < 25
+def test_processes_get_work_even_from_one_clip():
+    plans = [next(make([9], rank=r, world_size=2)) for r in range(2)]
+    assert [plan.crops[0].index for plan in plans] == [0, 0]
 
 
-def test_ranks_get_work_even_from_one_clip():
-    assert [len(make([9], rank=r, world_size=2)) for r in range(2)] == [1, 1]
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_resumed_process_goes_on_with_its_own_share(rank):
+    batcher = make(rank=rank, world_size=3)
+    state = list(islice(batcher, 9))[-1].state
+    other = make(rank=rank, world_size=3)
+    other.load_state_dict(json.loads(json.dumps(state)))
+    assert list(islice(other, 9)) == list(islice(batcher, 9))
 
 
 def test_an_empty_split_is_refused():

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from sa3lora.errors import CheckpointError
 from sa3lora.training import checkpoint
-from sa3lora.training.checkpoint import newest_checkpoint, write_checkpoint
+from sa3lora.training.checkpoint import (
+    finish_interrupted,
+    newest_checkpoint,
+    write_checkpoint,
+)
 
 
 def _write(root: Path, step: int, *, keep: int = 3) -> Path:
@@ -69,6 +74,31 @@ def test_a_process_that_dies_while_writing_leaves_the_one_before(
     assert found is not None
     assert (found.step, passed_over) == (1, [])
     _write(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_step_that_is_written_again_is_never_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, 1)
+    _write(tmp_path, 2)
+    renames = []
+
+    def die_the_second_time(path: Path, target: Path) -> None:
+        renames.append(path)
+        if len(renames) == 2:  # the old one is out of the way, the new one not yet in its place
+            raise KeyboardInterrupt
+        os.rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die_the_second_time)
+        with pytest.raises(KeyboardInterrupt):
+            _write(tmp_path, 2)
+    assert not (tmp_path / "step-00000002").exists()
+    finish_interrupted(tmp_path)
+    found, passed_over = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, passed_over) == (2, [])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 

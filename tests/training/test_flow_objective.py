@@ -25,14 +25,10 @@ def losses_of(source: ModelSource, make_recipe: MakeRecipe) -> Callable[..., lis
         with accelerated("cpu") as accelerator:
             setup: Setup = set_up(make_recipe(*overrides), source=source, accelerator=accelerator)
             denoiser: Denoiser = load_denoiser(setup)
-            objective = FlowObjective(
-                setup,
-                denoiser=denoiser,
-                text=build_text(setup),
-                generator=Generator().manual_seed(4),
-            )
+            objective = FlowObjective(setup, denoiser=denoiser, text=build_text(setup))
             batches = [setup.data.next_batch() for _ in range(micro_batches)]
-            return list(objective.losses(batches))
+            with torch.random.fork_rng():
+                return list(objective.losses(batches, step=1))
 
     return losses
 
@@ -69,7 +65,7 @@ def _prepare(source: ModelSource, sizes: list[int], coupling: str) -> list[Micro
         seconds=[torch.tensor([size * 32 / 8000]) for size in sizes],
         objective=ObjectiveSection(silence_s=0, coupling=coupling),
         model_config=source.config,
-        generator=Generator().manual_seed(2),
+        generators=[Generator().manual_seed(2 + n) for n in range(len(sizes))],
     )
 
 

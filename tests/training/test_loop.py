@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from sa3lora.errors import CheckpointError, RunError
+from sa3lora.errors import CheckpointError, DivergenceError
 from sa3lora.recipe import OptimSection
 from sa3lora.training.loop import ResumableLoop
 
@@ -121,12 +121,53 @@ def test_nothing_to_restore_is_no_error(tmp_path: Path) -> None:
     assert _Toy(tmp_path).loop.restore() is None
 
 
-def test_gradients_that_are_no_numbers_stop_the_loop_before_they_do_harm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gradient", "weight"), [(float("inf"), 1.0), (1.0, float("nan"))])
+def test_gradients_that_are_no_numbers_stop_the_loop_before_they_do_harm(
+    tmp_path: Path, gradient: float, weight: float
+) -> None:
     toy = _Toy(tmp_path)
-    toy.layer.weight.grad = torch.full((1, 3), float("inf"))
-    with pytest.raises(RunError, match=r"Step 1: the norm of the gradients is inf"):
-        toy.loop.update()
+    toy.layer.weight.grad = torch.full((1, 3), gradient)
+    with pytest.raises(DivergenceError, match=r"Step 1: the norm of the gradients is") as raised:
+        toy.loop.update(weight=weight)
+    assert raised.value.step == 1
     assert torch.equal(toy.layer.weight.detach(), torch.zeros(1, 3))
+    assert toy.layer.weight.grad is None
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    toy = _Toy(tmp_path)
+    toy.loop.save({})
+    toy.train(1)
+    with torch.no_grad():
+        toy.layer.weight[0, 1] = float("nan")
+    with pytest.raises(DivergenceError, match="step 1: weight is no number"):
+        toy.loop.save({})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
+
+
+def test_a_loop_that_is_reset_takes_the_same_steps_again(tmp_path: Path) -> None:
+    twice = _Toy(tmp_path)
+    twice.train(5)
+    twice.loop.reset()
+    assert twice.loop.step == 0
+    assert torch.equal(twice.layer.weight.detach(), torch.zeros(1, 3))
+    twice.generator.manual_seed(1)
+    torch.manual_seed(2)
+    twice.train(3)
+    first = _Toy(tmp_path)
+    first.train(3)
+    assert torch.equal(twice.state()["weight"], first.state()["weight"])
+    assert torch.equal(twice.state()["average"], first.state()["average"])
+
+
+def test_the_factor_of_the_learning_rate_counts_at_every_step(tmp_path: Path) -> None:
+    toy, half = _Toy(tmp_path), _Toy(tmp_path)
+    half.loop.lr_factor = 0.5
+    rates = []
+    for each in (toy, half):
+        each.layer.weight.grad = torch.ones(1, 3)
+        rates.append(each.loop.update().lr)
+    assert rates[1] == rates[0] / 2 > 0
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

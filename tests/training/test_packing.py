@@ -51,7 +51,7 @@ def _together(source: ModelSource) -> MicroBatch:
         seconds=[torch.tensor(_LENGTHS) * 32 / 8000],
         objective=_OBJECTIVE,
         model_config=source.config,
-        generator=Generator().manual_seed(2),
+        generators=[Generator().manual_seed(2)],
     )
     return batch
 

@@ -34,7 +34,7 @@ def _batch(source: ModelSource, dropout: float = 0.0) -> MicroBatch:
         seconds=[torch.tensor([9.0, 14.0]) * 32 / 8000],
         objective=ObjectiveSection(silence_s=0, prompt_dropout=dropout),
         model_config=source.config,
-        generator=Generator().manual_seed(3),
+        generators=[Generator().manual_seed(3)],
     )
     return batch
 

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from sa3lora.errors import RunError
 from sa3lora.flow import frame_mask
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import ObjectiveSection
 from sa3lora.training.step import (
     StepLoss,
+    broken_clips,
     extend_by_silence,
     fill_with_silence,
     flow_step_loss,
-    require_finite,
 )
 
 _LENGTHS = torch.tensor([6, 10])
@@ -106,15 +105,24 @@ def test_no_silence_means_no_extension(source: ModelSource) -> None:
     assert same_mask is mask
 
 
-def test_a_loss_that_is_no_number_names_step_and_clips() -> None:
-    broken = StepLoss(
-        total=torch.tensor(float("nan")),
+@pytest.mark.parametrize(
+    ("per_item", "total", "expected"),
+    [
+        ([1.0, float("nan")], float("nan"), ["take2"]),
+        ([1.0, 1.0], float("inf"), ["take1", "take2"]),
+        ([1.0, 2.0], 1.5, []),
+    ],
+)
+def test_clips_whose_loss_is_no_number_are_named(
+    per_item: list[float], total: float, expected: list[str]
+) -> None:
+    loss = StepLoss(
+        total=torch.tensor(total),
         signal=torch.tensor(0.0),
         context=torch.tensor(0.0),
-        per_item=torch.tensor([1.0, float("nan")]),
+        per_item=torch.tensor(per_item),
         t=torch.zeros(2),
         num_frames=1,
         num_slots=1,
     )
-    with pytest.raises(RunError, match="step 7: the loss is nan, from clips take2"):
-        require_finite(broken, step=7, clip_ids=["take1", "take2"])
+    assert broken_clips(loss, ["take1", "take2"]) == expected

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sa3lora.recipe import recipes_folder
+from tests.training.faults.laws import Train, same_adapter, whole_checkpoints
+
+# Unequal batches, and every random part of the objective: what one process draws must not depend
+# on how many others there are.
+_SETTINGS = ["data.frames_per_batch=70", "train.max_steps=6", "validate.every=0"]
+
+
+def _losses(answer: dict[str, Any], rank: int = 0) -> list[float]:
+    assert set(answer["codes"]) == {0}, answer
+    losses = answer["reports"][rank]["losses"]
+    return [losses[str(step)] for step in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    "processes", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["two", "three"]
+)
+def test_processes_share_a_step_and_get_the_losses_of_one_process(
+    train: Train, tmp_path: Path, processes: int
+) -> None:
+    settings = [*_SETTINGS, f"train.grad_accum={processes}"]
+    alone = _losses(train(tmp_path / "alone", overrides=settings))
+    together = _losses(
+        train(tmp_path / "together", overrides=_SETTINGS, processes=processes, timeout=600)
+    )
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(alone)) == 6
+
+
+@pytest.mark.parametrize("share", [0.7, 0.9])
+def test_a_killed_second_process_harms_no_checkpoint(
+    train: Train, tmp_path: Path, share: float
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    told = train(whole, overrides=_SETTINGS, processes=2, timeout=600)
+    assert set(told["codes"]) == {0}, told
+    fault = {"kind": "time", "rank": 1, "after": share * told["cpu"][1]}
+    killed = train(run, overrides=_SETTINGS, processes=2, fault=fault, timeout=600)
+    assert killed["codes"][1] == -signal.SIGKILL
+    assert killed["codes"][0] != 0
+    whole_checkpoints(run)
+    resumed = train(run, overrides=_SETTINGS, processes=2, resume=True, timeout=600)
+    assert set(resumed["codes"]) == {0}, resumed
+    assert same_adapter(run, whole)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes_that_log_the_losses_of_one(
+    train: Train, tmp_path: Path, recipe_file: Path
+) -> None:
+    alone = _losses(train(tmp_path / "alone", overrides=[*_SETTINGS, "train.grad_accum=2"]))
+    config = str(recipes_folder().resolve() / "accelerate" / "cpu_processes.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    command = ["-m", "sa3lora", "train", str(recipe_file), *_SETTINGS, "--device", "cpu"]
+    subprocess.run([*launch, *command, "--name", "two"], cwd=tmp_path, check=True)
+    events = EventAccumulator(str(tmp_path / "runs" / "two"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx(alone, abs=1e-5)
