@@ -81,9 +81,14 @@ def write_checkpoint(
             f"{final} could not be written: {error.strerror or error}. Earlier checkpoints are "
             "untouched: free some space and go on with --resume."
         ) from error
+    remove_older(root, keep=keep)
+    return final
+
+
+def remove_older(root: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; the newest stays always."""
     for old in sorted(_folders(root))[: -max(keep, 1)]:
         _remove(old)
-    return final
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:

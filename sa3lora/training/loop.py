@@ -26,6 +26,7 @@ from sa3lora.recipe import OptimSection
 from sa3lora.training.checkpoint import (
     finish_interrupted,
     newest_checkpoint,
+    remove_older,
     write_checkpoint,
 )
 from sa3lora.training.optim import LearningRate, clip_gradients
@@ -216,6 +217,8 @@ class ResumableLoop:
         checkpoint, self.passed_over = newest_checkpoint(self._folder)
         if checkpoint is None:
             return None
+        if self._processes.is_main and not self.passed_over:
+            remove_older(self._folder, keep=self._keep)  # a kill may have come before it
         if self._read_tensors is not None:
             self._read_tensors(checkpoint.folder)
         if self._read_tensors is None or self.averages:
