@@ -16,7 +16,7 @@ from sa3lora.recipe import (
 )
 from sa3lora.recipe.problems import key_paths
 
-NAMES = ["medium_style", "small_music_style", "small_sfx_style", "tiny_style"]
+NAMES = ["medium_style_24gb", "medium_style_8gb", "small_music_style", "small_sfx", "tiny_style"]
 
 
 def test_the_recipes_that_are_promised_are_there() -> None:

@@ -31,7 +31,7 @@ from sa3lora.recipe import AdapterSection, Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
-from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
+from sa3lora.training.plan import Plan, make_plan
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
 from sa3lora.training.processes import ProcessGroup
@@ -125,7 +125,8 @@ def load_denoiser(setup: Setup) -> Denoiser:
     recipe = setup.recipe
     device = str(setup.device)
     denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
-    denoiser.model.gradient_checkpointing = uses_checkpointing(recipe, setup.device.type)
+    how = setup.plan.recomputation
+    denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     inject_adapter(denoiser, setup.adapter, seed=recipe.train.seed)
     if recipe.adapter.from_ is not None:
         import_adapter_state(denoiser, read_adapter(recipe.adapter.from_).tensors)
