@@ -17,8 +17,8 @@ from sa3lora.recipe import (
 from sa3lora.recipe.problems import key_paths
 
 NAMES = [
-    "continue_adapter", "dora", "few_step", "lokr", "medium_style", "small_music_style",
-    "small_sfx_style", "tiny_style",
+    "continue_adapter", "dora", "few_step", "lokr", "medium_style_24gb", "medium_style_8gb",
+    "small_music_style", "small_sfx", "tiny_style",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from sa3lora import __version__
 from sa3lora.cli import (
+    bench,
     card,
     convert,
     demo,
@@ -51,6 +52,7 @@ _VERBS: tuple[Callable[[typer.Typer], None], ...] = (
     inspect_verb.register,
     validate.register,
     models.register,
+    bench.register,
 )
 _INTERRUPTED = 130
 

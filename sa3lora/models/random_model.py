@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from sa3lora.errors import ModelError
-from sa3lora.models.checkpoint import Inventory, autoencoder_key, expected_inventory
+from sa3lora.models.checkpoint import Inventory, autoencoder_key, expected_inventory, fill
+from sa3lora.models.config import ModelConfig
 from sa3lora.models.config_parse import parse_config
+from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.fixtures import TEXT_FOLDER, released_config, text_config
 from sa3lora.models.hub import free_bytes
 from sa3lora.models.layers import inverse_frequencies
@@ -230,3 +232,18 @@ def _text_tensor(key: str, shape: tuple[int, ...], *, seed: int, name: str) -> T
         return 0.02 * noise
     # embeddings are multiplied by the root of the width, like rows of a matrix
     return noise / math.sqrt(shape[1])
+
+
+def random_denoiser(
+    config: ModelConfig, *, seed: int, dtype: torch.dtype, device: str = "cpu"
+) -> Denoiser:
+    """Build transformer and conditioners with random weights, frozen; nothing is written."""
+    with torch.device("meta"):
+        denoiser = Denoiser(config)
+    shapes = {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
+    tensors = (
+        (key, random_tensor(key, shape, generator=_generator(seed, key)))
+        for key, shape in shapes.items()
+    )
+    fill(denoiser, tensors, device=device, dtype=dtype)
+    return denoiser.eval().requires_grad_(False)

@@ -168,6 +168,11 @@ def shift_options(objective: ObjectiveSection, model_config: ModelConfig) -> dic
     return None if objective.shift == "none" else {"type": objective.shift}
 
 
+def _is_full(mask: Tensor) -> bool:
+    """Tell whether nothing is padded, where asking does not make a GPU wait."""
+    return mask.device.type == "cpu" and bool(mask.all())
+
+
 def loss_of_draws(
     denoiser: Denoiser,
     latents: Tensor,
@@ -232,7 +237,7 @@ def predict_velocity(
         conditioning,
         keep=draws.keep,
         known=data * draws.keep[:, None, :],
-        mask=mask,
+        mask=mask if packed or not _is_full(mask) else None,
         packed=packed,
     )
     return predicted.float()

@@ -77,10 +77,20 @@ class TrainSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     base_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     grad_accum: Count = 1
-    checkpointing: Literal["auto"] | bool = "auto"
+    checkpointing: Literal["auto", "fast", "lean"] | bool | float = "auto"
     compile: bool = False
 
-    _checkpointing = field_validator("checkpointing", mode="before")(auto_or_bool)
+    @field_validator("checkpointing", mode="before")
+    @classmethod
+    def _mode_or_share(cls, value: object) -> object:
+        if isinstance(value, bool) or value in ("auto", "fast", "lean"):
+            return value
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            return float(value)
+        raise ValueError(
+            "must be auto, fast, lean, true, false or the share of blocks that is recomputed, "
+            f"0 to 1, got {value!r}"
+        )
 
 
 class ValidationSection(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,16 +14,14 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TrainingData
+from sa3lora.training.memory import (
+    Recomputation,
+    StepMemory,
+    choose_recomputation,
+    free_memory,
+    wants_magnitudes,
+)
 from sa3lora.training.precision import Precision
-
-if TYPE_CHECKING:
-    from sa3lora.models.config import DitConfig
-
-# Activations that a block keeps for its backward pass, in widths of a token; an estimate of the
-# order of magnitude for attention without a stored score matrix and a gated feed-forward layer.
-_KEPT_PER_TOKEN = 34
-_KEPT_WITH_CHECKPOINTING = 2
-_ADAM_BYTES = 16  # weight, gradient and two moments, float32
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Plan:
     rows: Mapping[str, str]
     num_sites: int
     num_parameters: int
+    recomputation: Recomputation
     notes: tuple[str, ...] = field(default=())
 
     def lines(self) -> list[str]:
@@ -45,12 +43,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """One epoch of batches, of all processes together."""
+    """One epoch of batches, of all processes together.
+
+    `largest_frames` are those of a clip in the largest batch, which has `largest_clips`.
+    """
 
     num_batches: int
     clips_per_batch: float
     padding_waste: float
     largest_frames: int
+    largest_clips: int
     num_singletons: int
 
 
@@ -77,6 +79,20 @@ def make_plan(
     num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     batches = batch_statistics(data)
+    assert source.config.dit is not None  # a Denoiser was built from it
+    memory = StepMemory(
+        dit=source.config.dit,
+        num_base=num_base,
+        num_trained=num_parameters,
+        base_bytes=precision.base.itemsize,
+        compute=precision.compute,
+        magnitudes=wants_magnitudes(adapter.type),
+    )
+    how = choose_recomputation(
+        recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
+        batch=batches.largest_clips, free=free_memory(torch.device(device)),
+        bit_exact=device == "cpu",
+    )  # fmt: skip
     rows = {
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
@@ -88,12 +104,11 @@ def make_plan(
         ),
         **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
-        "memory": _memory(
-            source, precision, num_base=num_base, trained=num_parameters, batches=batches
-        ),
+        "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
-    return Plan(rows, len(sites), num_parameters, tuple(_notes(recipe, source, data, batches)))
+    notes = tuple(_notes(recipe, source, data, batches))
+    return Plan(rows, len(sites), num_parameters, how, notes)
 
 
 def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
@@ -119,11 +134,13 @@ def batch_statistics(data: TrainingData) -> BatchStatistics:
     plans = [next(batcher) for _ in range(len(batcher))]
     slots = sum(plan.num_slots for plan in plans)
     real = sum(plan.num_real for plan in plans)
+    largest = max(plans, key=lambda plan: plan.num_slots)
     return BatchStatistics(
         num_batches=len(plans),
         clips_per_batch=sum(len(plan.crops) for plan in plans) / len(plans),
         padding_waste=1.0 - real / slots,
-        largest_frames=max(plan.num_slots for plan in plans),
+        largest_frames=largest.num_slots // len(largest.crops),
+        largest_clips=len(largest.crops),
         num_singletons=sum(len(plan.crops) == 1 for plan in plans),
     )
 
@@ -154,30 +171,14 @@ def _data_rows(
     }
 
 
-def uses_checkpointing(recipe: Recipe, device: str) -> bool:
-    """Resolve `train.checkpointing`: by default on GPUs only, where memory is the limit."""
-    wanted = recipe.train.checkpointing
-    return device != "cpu" if wanted == "auto" else wanted
-
-
-def _memory(
-    source: ModelSource,
-    precision: Precision,
-    *,
-    num_base: int,
-    trained: int,
-    batches: BatchStatistics,
-) -> str:
-    dit: DitConfig | None = source.config.dit
-    assert dit is not None  # a Denoiser was built from it
-    weights = num_base * precision.base.itemsize + trained * _ADAM_BYTES
-    kept = _KEPT_PER_TOKEN * dit.embed_dim * precision.compute.itemsize
-    frames = batches.largest_frames
-    full = frames * kept * dit.depth
-    short = frames * (kept + _KEPT_WITH_CHECKPOINTING * dit.embed_dim * 4 * dit.depth)
+def _memory_row(memory: StepMemory, how: Recomputation, batches: BatchStatistics) -> str:
+    shape = {"num_frames": batches.largest_frames, "batch": batches.largest_clips}
+    full, kept = memory.activations(Recomputation(), **shape), memory.activations(how, **shape)
+    kept_of = "" if how == Recomputation() else f" ({_size(full)} if nothing were)"
     return (
-        f"about {_size(weights)} of weights and {_size(full)} of activations "
-        f"({_size(short)} with checkpointing); an estimate, measured while it runs"
+        f"about {_size(memory.weights + memory.trained)} of weights and optimizer, {_size(kept)} "
+        f"of activations: {how.describe(memory.dit.depth)}{kept_of}; an estimate, measured while "
+        "it runs"
     )
 
 

@@ -37,6 +37,9 @@ class Precision:
 def choose_precision(train: TrainSection, *, device: str) -> Precision:
     """Resolve `auto`: bfloat16 on CUDA, float32 elsewhere.
 
+    A base of type `auto` is stored in the type of the products, so that it is not converted anew
+    in every layer of every step.
+
     Raises:
         RecipeError: For float16 products, which need a loss scale that we do not keep.
     """
@@ -45,8 +48,8 @@ def choose_precision(train: TrainSection, *, device: str) -> Precision:
             "train.dtype: float16 loses small gradients; take bfloat16, float32 or auto"
         )
     automatic = torch.bfloat16 if device == "cuda" else torch.float32
-    base = automatic if train.base_dtype == "auto" else _DTYPES[train.base_dtype]
     compute = automatic if train.dtype == "auto" else _DTYPES[train.dtype]
+    base = compute if train.base_dtype == "auto" else _DTYPES[train.base_dtype]
     if base == torch.float16 and compute == torch.float32:
         raise RecipeError("train.base_dtype: float16 needs train.dtype=bfloat16")
     return Precision(base=base, compute=compute)

@@ -36,7 +36,7 @@ from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
 from sa3lora.training.packing import uses_packing
-from sa3lora.training.plan import Plan, make_plan, uses_checkpointing
+from sa3lora.training.plan import Plan, make_plan
 from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import preview_prompts
 from sa3lora.training.prior import prior_prompts
@@ -146,7 +146,8 @@ def load_denoiser(setup: Setup) -> Denoiser:
     recipe = setup.recipe
     device = str(setup.device)
     denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
-    denoiser.model.gradient_checkpointing = uses_checkpointing(recipe, setup.device.type)
+    how = setup.plan.recomputation
+    denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     stored = CheckpointWeights(setup.source.weights_path)
     stack = read_stack(recipe.adapter, setup.source)
     bases = fold_stack(denoiser, [(adapter, s) for _, adapter, s in stack], stored)

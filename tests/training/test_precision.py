@@ -24,3 +24,11 @@ def test_float16_products_are_refused_with_what_to_take() -> None:
         choose_precision(TrainSection(dtype="float16"), device="cuda")
     with pytest.raises(RecipeError, match=r"float16 needs train\.dtype=bfloat16"):
         choose_precision(TrainSection(dtype="float32", base_dtype="float16"), device="cuda")
+
+
+def test_a_base_of_type_auto_is_stored_in_the_type_of_the_products() -> None:
+    for device in ("cpu", "cuda"):
+        chosen = choose_precision(TrainSection(dtype="bfloat16"), device=device)
+        assert (chosen.base, chosen.compute) == (torch.bfloat16, torch.bfloat16)
+    chosen = choose_precision(TrainSection(dtype="float32"), device="cuda")
+    assert (chosen.base, chosen.compute) == (torch.float32, torch.float32)

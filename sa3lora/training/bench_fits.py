@@ -1,0 +1,81 @@
+"""What fits on cards of common sizes, from the memory model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.sites import site_shapes
+from sa3lora.models.config import ModelConfig
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.training.memory import (
+    LEAN_SHARE,
+    Recomputation,
+    StepMemory,
+    largest_fit,
+    wants_magnitudes,
+)
+
+CARDS_GB = (6, 8, 12, 16, 24)
+#: Bytes of one frozen weight; nf4 has a scale for every 64 weights.
+BASE_BYTES = {"bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 * 4}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The most that fits on a card with a base in one type.
+
+    Attributes:
+        card_gb: Memory of the card.
+        base_dtype: Type of the frozen weights.
+        num_frames: Frames of a batch in all, None where not even the weights fit.
+        recomputation: What has to be recomputed for it.
+    """
+
+    card_gb: int
+    base_dtype: str
+    num_frames: int | None
+    recomputation: str
+
+
+def what_fits(memory: StepMemory, *, longest: int) -> list[Fit]:
+    """Try every card with every type of the base.
+
+    Args:
+        memory: Of the model with its adapter.
+        longest: Frames of the model's longest clip; less recomputation is preferred once this fits.
+    """
+    depth = memory.dit.depth
+    hows = [
+        Recomputation(),
+        Recomputation(frugal=True),
+        Recomputation(round(LEAN_SHARE * depth), frugal=True),
+        Recomputation(depth),
+    ]
+    rows = []
+    for card in CARDS_GB:
+        for name, size in BASE_BYTES.items():
+            ours = replace(memory, base_bytes=size, compute=torch.bfloat16)
+            found = largest_fit(ours, card * 10**9, hows=hows, limit=longest)
+            frames, how = (found[1], found[0].describe(depth)) if found else (None, "")
+            rows.append(Fit(card, name, frames, how))
+    return rows
+
+
+def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
+    """Say what fits of a model whose every layer carries an adapter."""
+    assert config.dit is not None
+    with torch.device("meta"):
+        denoiser = Denoiser(config)
+    shapes = site_shapes(denoiser).values()
+    memory = StepMemory(
+        dit=config.dit,
+        num_base=sum(parameter.numel() for parameter in denoiser.parameters()),
+        num_trained=sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes),
+        base_bytes=2.0,
+        compute=torch.bfloat16,
+        magnitudes=wants_magnitudes(adapter.type),
+    )
+    return what_fits(memory, longest=config.sample_size // config.downsampling_ratio)
