@@ -19,8 +19,8 @@ from sa3lora.training.memory import (
 )
 
 CARDS_GB = (6, 8, 12, 16, 24)
-#: Bytes of one frozen weight; nf4 has a scale for every 64 weights.
-BASE_BYTES = {"bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 * 4}
+#: Bytes of one frozen weight, by `train.base_dtype`.
+BASE_BYTES = {"bfloat16": 2.0, "float32": 4.0}
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,4 @@ def test_the_page_says_what_was_measured_and_what_fits(
     assert "dora-rows r 2, bfloat16" in page
     assert "norms, heads and gates are recomputed" in page
     assert "times a bare float32 forward pass" in page
-    assert "nf4" in page
+    assert "bfloat16  " in page
