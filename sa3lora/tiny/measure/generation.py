@@ -13,14 +13,12 @@ from sa3lora.models.clap import TinyClap
 from sa3lora.pipeline import SA3Pipeline
 from sa3lora.tiny.measure.clap import solo_prompts, timbre_accuracy
 from sa3lora.tiny.measure.outcome import Outcome, ceiling, fact, floor
-from sa3lora.tiny.pieces import HELD_OUT_SEED, make_piece
+from sa3lora.tiny.pieces import HELD_OUT_SEED, RHYTHM_BPM, RHYTHM_TIMBRES, make_piece
 from sa3lora.tiny.shape import SAMPLE_RATE
 from sa3lora.tiny.timbres import PROMPT_TIMBRES
 
 _SEEDS = 16
 _CLIP_S = 6.0
-_TEMPOS = (80, 96, 108, 120, 136, 150)
-_RHYTHMIC = ("drums", "guitar", "marimba", "piano", "bass", "harpsichord")
 _TEMPO_CLIP_S = 10.0
 _TEMPO_TOLERANCE = 0.08
 _SHUFFLES = 9999
@@ -104,13 +102,13 @@ def measure_generation(pipeline: SA3Pipeline, clap: TinyClap) -> list[Outcome]:
 
 
 def _measure_tempo(pipeline: SA3Pipeline) -> list[Outcome]:
-    wanted = [(name, bpm) for name in _RHYTHMIC for bpm in _TEMPOS]
-    prompts = [f"solo {name}, {bpm} BPM" for name, bpm in wanted]
+    wanted = [(name, bpm) for name in RHYTHM_TIMBRES for bpm in RHYTHM_BPM]
+    prompts = [f"solo {name}, {bpm:.0f} BPM" for name, bpm in wanted]
     clips, _ = generate_many(pipeline, prompts, seconds=_TEMPO_CLIP_S, seed=5000)
     found = [tempo_is_right(clip, bpm) for clip, (_, bpm) in zip(clips, wanted, strict=True)]
     pieces = [
-        make_piece(HELD_OUT_SEED + 30_000 + i, duration_s=_TEMPO_CLIP_S, timbre=name)
-        for i, (name, _) in enumerate(wanted)
+        make_piece(HELD_OUT_SEED + 30_000 + i, duration_s=_TEMPO_CLIP_S, timbre=name, tempo_bpm=bpm)
+        for i, (name, bpm) in enumerate(wanted)
     ]
     real = [tempo_is_right(torch.from_numpy(p.audio), p.tempo_bpm) for p in pieces]
     setting = f"{len(wanted)} solo prompts with a tempo, {_TEMPO_CLIP_S:g} s, octaves allowed"
