@@ -98,7 +98,7 @@ def test_it_runs_beside_weights_too_coarse_to_fold_into(trained, folder, make_ro
     AdapterStack(coarse.bfloat16()).add(read_adapter(folder), "a")
     found, expected = coarse(X.bfloat16(), COND.bfloat16()).float(), exact(X, COND)
     # twelve layers that each round to 8 bits
-    assert float((found - expected).norm() / expected.norm()) < 0.02
+    assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
 def test_a_folder_gives_the_very_same_adapter_back(trained, folder, make_root):

@@ -19,7 +19,7 @@ from sa3lora.errors import DatasetError, UsageError
 
 VERBS = [
     "demo", "prep", "train", "verify-resume", "runs", "generate", "evaluate", "merge", "convert",
-    "resize", "extract", "card", "verify", "inspect", "validate", "models", "bench",
+    "resize", "extract", "card", "verify", "inspect", "validate", "bench", "models",
 ]  # fmt: skip
 # pydantic is not among them: typer itself needs it.
 HEAVY = ["torch", "numpy", "scipy", "peft", "transformers", "datasets", "accelerate", "librosa"]

@@ -241,7 +241,7 @@ def test_a_teacher_that_needs_other_adapters_is_refused(
     tmp_path: Path, few_step: ModelSource, make_student: MakeRecipe, teacher: Path
 ) -> None:
     adapter = read_adapter(teacher)
-    below = stack_metadata([Stacked("vinyl", 0.5, "ab" * 32)])
+    below = stack_metadata([Stacked("vinyl", "ab" * 32, 0.5)])
     path = tmp_path / "above.safetensors"
     write_adapter(path, replace(adapter, metadata=adapter.metadata | below))
     with pytest.raises(RecipeError, match="trained on top of other adapters"):

@@ -58,12 +58,11 @@ def test_the_base_has_the_same_checksum_after_training(
         if path == "teacher":
             make_pairs(setup, text, tmp_path / "pairs", tell=lambda _: None)
         denoiser = load_denoiser(setup)
-        loop, generator = make_loop(setup, denoiser, folder=tmp_path / "checkpoints")
+        loop = make_loop(setup, denoiser, folder=tmp_path / "checkpoints")
         objective = make_objective(
             setup,
             denoiser=denoiser,
             text=text,
-            generator=generator,
             teacher_folder=tmp_path / "pairs",
         )
         stepper = Stepper(setup, objective=objective, loop=loop)

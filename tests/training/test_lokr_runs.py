@@ -76,7 +76,7 @@ def test_a_lokr_trains_on_a_coarse_base_and_makes_previews(
     result = train(recipe, run=run, source=source, device="cpu")
     assert result.validation is not None
     assert result.validation.main.difference < 0
-    assert len(list(run.previews.iterdir())) == 2
+    assert len(list(run.previews.iterdir())) == 3  # what was held out, base and adapter
 
 
 def test_a_finished_run_is_inspected_verified_and_gone_on_from(
