@@ -165,11 +165,11 @@ def pretraining_piece(
 ) -> Piece:
     """Draw a piece from the pretraining distribution.
 
-    Pieces last 2 to 24 s and half of them are solos; from `RHYTHM_SEED` on all are, of up to 16 s.
+    Pieces last 2 to 24 s and half of them are solos; of `RHYTHM_SEED` all are, of up to 16 s.
     """
     rng = np.random.default_rng([seed, 3])
     single = bool(rng.random() < 0.5)
-    longest = 16.0 if seed >= RHYTHM_SEED else MAX_DURATION_S
+    longest = 16.0 if RHYTHM_SEED <= seed < HELD_OUT_SEED else MAX_DURATION_S
     length = round(float(rng.triangular(2.0, 10.0, longest)), 2)
     return make_piece(
         seed,
@@ -186,7 +186,7 @@ class _Rhythm(TypedDict):
 
 
 def _rhythm(seed: int) -> _Rhythm:
-    if seed < RHYTHM_SEED:
+    if not RHYTHM_SEED <= seed < HELD_OUT_SEED:
         return {"timbre": None, "tempo_bpm": None}
     tempo, timbre = divmod(seed % (len(RHYTHM_BPM) * len(RHYTHM_TIMBRES)), len(RHYTHM_TIMBRES))
     return {"timbre": RHYTHM_TIMBRES[timbre], "tempo_bpm": RHYTHM_BPM[tempo]}

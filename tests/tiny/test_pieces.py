@@ -11,6 +11,7 @@ from sa3lora.audio import read_audio
 from sa3lora.errors import UsageError
 from sa3lora.tiny.pieces import (
     HELD_OUT_SEED,
+    RHYTHM_BPM,
     RHYTHM_SEED,
     RHYTHM_TIMBRES,
     make_piece,
@@ -69,6 +70,15 @@ def test_seeds_of_rhythm_are_solos_of_instruments_that_mark_the_beat():
     piece = pretraining_piece(RHYTHM_SEED + 3, duration_s=2.0)
     assert piece.timbres == (plans[3].parts[0].timbre,)
     assert piece.tempo_bpm == plans[3].tempo_bpm
+    assert {plan.tempo_bpm for plan in (pretraining_plan(RHYTHM_SEED + i) for i in range(36))} == {
+        *RHYTHM_BPM
+    }
+
+
+def test_held_out_pieces_are_drawn_as_those_of_pretraining_are():
+    plans = [pretraining_plan(HELD_OUT_SEED + i) for i in range(60)]
+    assert 15 < sum(len(plan.parts) == 1 for plan in plans) < 45
+    assert len({plan.tempo_bpm for plan in plans}) > 12
 
 
 def test_tags_hold_the_facts_of_the_caption():
