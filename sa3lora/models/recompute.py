@@ -10,7 +10,8 @@ tensor are summed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 Make = Callable[..., Tensor]
+# Values of the blocks of code that are being run.
+_AROUND: ContextVar[tuple[_Mark, ...]] = ContextVar("around", default=())
 
 
-@contextmanager
-def remade(make: Make, *sources: Tensor, when: bool) -> Iterator[Tensor]:
+def remade(make: Make, *sources: Tensor, when: bool) -> AbstractContextManager[Tensor]:
     """Give `make(*sources)` to a block of code that keeps how it was made instead of it.
 
     Args:
@@ -32,24 +34,31 @@ def remade(make: Make, *sources: Tensor, when: bool) -> Iterator[Tensor]:
         sources: What it is made from.
         when: Whether to; otherwise, and where no gradient is asked for, it is an ordinary value.
     """
-    if not (when and torch.is_grad_enabled() and any(s.requires_grad for s in sources)):
-        yield make(*sources)
-        return
+    if when and torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+        return _remade(make, *sources)
+    return nullcontext(make(*sources))
+
+
+@contextmanager
+def _remade(make: Make, *sources: Tensor) -> Iterator[Tensor]:
     again = _Again(make, tuple(source.detach() for source in sources), _autocast_of(sources[0]))
     value: Tensor = _Remade.apply(again, *sources)  # type: ignore[no-untyped-call]
-    # the same memory is the same value: nothing here writes into what it was given
-    pointer, size = value.data_ptr(), value.numel()
-    whole = value.is_contiguous()
+    # of nested hooks only the innermost pair is called, so it has to know all values around it
+    marks = (*_AROUND.get(), _Mark.of(value, again))
 
     def pack(tensor: Tensor) -> Tensor | _Recipe:
-        same = tensor.data_ptr() == pointer and tensor.numel() == size and tensor.is_contiguous()
-        return _Recipe(again, tensor.shape) if whole and same else tensor
+        return next((_Recipe(m.again, tensor.shape) for m in marks if m.fits(tensor)), tensor)
 
-    def unpack(kept: Tensor | _Recipe) -> Tensor:
-        return kept.follow() if isinstance(kept, _Recipe) else kept
+    token = _AROUND.set(marks)
+    try:
+        with saved_tensors_hooks(pack, _unpack):
+            yield value
+    finally:
+        _AROUND.reset(token)
 
-    with saved_tensors_hooks(pack, unpack):
-        yield value
+
+def _unpack(kept: Tensor | _Recipe) -> Tensor:
+    return kept.follow() if isinstance(kept, _Recipe) else kept
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,27 @@ class _Again:
         dtype = self.autocast or torch.get_autocast_dtype(device)
         with torch.autocast(device, dtype, enabled=self.autocast is not None):
             return self.make(*sources)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How to know a value again without holding it: the graph keeps the hooks that hold this."""
+
+    again: _Again
+    pointer: int
+    size: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, value: Tensor, again: _Again) -> _Mark:
+        # a value with gaps is never taken for anything
+        size = value.numel() if value.is_contiguous() else -1
+        return cls(again, value.data_ptr(), size, value.dtype)
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is the value in some shape; nobody writes into values here."""
+        same = tensor.data_ptr() == self.pointer and tensor.numel() == self.size
+        return same and tensor.dtype == self.dtype and tensor.is_contiguous()
 
 
 @dataclass(frozen=True)

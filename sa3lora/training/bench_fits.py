@@ -77,5 +77,6 @@ def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
         base_bytes=2.0,
         compute=torch.bfloat16,
         magnitudes=wants_magnitudes(adapter.type),
+        context_tokens=config.max_prompt_tokens + 1,
     )
     return what_fits(memory, longest=config.sample_size // config.downsampling_ratio)

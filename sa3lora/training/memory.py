@@ -19,7 +19,8 @@ Wanted = str | bool | float
 
 # Gradient and the two moments of AdamW; the adapter itself is float32 too.
 _TRAINED_BYTES = 16
-_PROMPT_TOKENS = 257  # 256 and one of the duration
+# Embedded context, first and last projections and the loss, in widths of a token.
+_OUTSIDE_BLOCKS = 4
 # Buffers of the libraries that multiply matrices, as measured with the embedded model on a CPU.
 _WORKSPACE_BYTES = 16_000_000
 # Share of blocks that `lean` recomputes beside everything that is cheap.
@@ -60,6 +61,7 @@ class StepMemory:
         base_bytes: Bytes of one frozen number.
         compute: Type of the activations.
         magnitudes: Whether the adapter's type keeps outputs for its magnitudes.
+        context_tokens: Of the prompt and the duration.
     """
 
     dit: DitConfig
@@ -68,6 +70,7 @@ class StepMemory:
     base_bytes: float
     compute: torch.dtype
     magnitudes: bool = False
+    context_tokens: int = 257
 
     @property
     def weights(self) -> int:
@@ -86,8 +89,7 @@ class StepMemory:
         depth = self.dit.depth if depth is None else depth
         kept = self._block(how.frugal, num_frames=num_frames, batch=batch)
         whole = min(how.num_blocks, depth)
-        tokens = batch * (num_frames + self.dit.num_memory_tokens)
-        inputs = tokens * self.dit.embed_dim * self.compute.itemsize
+        inputs = self._tokens(num_frames, batch) * self.dit.embed_dim * self.compute.itemsize
         # one recomputed block at a time is complete, if the others do not take as much already
         full = self._block(False, num_frames=num_frames, batch=batch) if whole else 0
         rest = max((depth - whole) * kept, full)
@@ -102,30 +104,40 @@ class StepMemory:
     def _block(self, frugal: bool, *, num_frames: int, batch: int) -> float:
         """Count what autograd keeps of one block."""
         maps = 2 if self.dit.differential else 1
+        half = self.compute.itemsize < 4
         inner = self.dit.ff_mult
-        tokens = batch * (num_frames + self.dit.num_memory_tokens)
-        context, local = batch * _PROMPT_TOKENS, batch * num_frames
+        tokens, context = self._tokens(num_frames, batch), batch * self.context_tokens
+        local = batch * num_frames
         # in units of the width: qkv, attention, its projection; q and so on of the cross attention;
         # residual stream before each branch; projection and result of the feed-forward layer
         of_token = (2 * maps + 1) + maps + 1 + 2 * maps + 1 + 3 + 2 * inner + 1
         of_context, of_local = maps + 1.0, 2.0
-        wide = 0.0  # kept in float32 whatever computes
+        wide = fixed = 0.0
         if not frugal:
             # normed and turned heads, merged heads twice, the gate and its product
-            of_token += 4 * maps + 2 + 2 * inner + (2 * maps + 1 if maps > 1 else 0)
+            of_token += 4 * maps + 2 + 2 * inner
             of_context += 2 * maps
-            wide = 3 * 2  # each norm before and after its gain
+            # float32 whatever computes: each norm before its gain, and a half input converted
+            wide = 6.0 if half else 3.0
         if self.magnitudes:
             of_token += 1
             of_local += 1
+            if not frugal and maps > 1:  # outputs of which else only copies are kept
+                of_token += (2 * maps + 1) + maps
+                of_context += maps + 1
+            # products of weight and A for the norms, float32: by fan_out, most of the adapter
+            fixed = 0.8 * 4 * self.num_trained / self.dit.depth
         numbers = tokens * of_token + context * of_context + local * of_local
         width = self.dit.embed_dim
-        return width * (numbers * self.compute.itemsize + tokens * wide * 4)
+        return width * (numbers * self.compute.itemsize + tokens * wide * 4) + fixed
+
+    def _tokens(self, num_frames: int, batch: int) -> int:
+        return batch * (num_frames + self.dit.num_memory_tokens)
 
     def _passing(self, *, num_frames: int, batch: int) -> float:
-        """Count what one operation of the backward pass needs: a gate and its gradient."""
-        tokens = batch * (num_frames + self.dit.num_memory_tokens)
-        return tokens * self.dit.embed_dim * 4 * self.dit.ff_mult * self.compute.itemsize
+        """Count what is kept outside of blocks, and what a gate's backward pass makes at a time."""
+        units = _OUTSIDE_BLOCKS + 4 * self.dit.ff_mult
+        return self._tokens(num_frames, batch) * self.dit.embed_dim * units * self.compute.itemsize
 
 
 def choose_recomputation(

@@ -87,6 +87,7 @@ def make_plan(
         base_bytes=precision.base.itemsize,
         compute=precision.compute,
         magnitudes=wants_magnitudes(adapter.type),
+        context_tokens=source.config.max_prompt_tokens + 1,
     )
     how = choose_recomputation(
         recipe.train.checkpointing, memory, num_frames=batches.largest_frames,

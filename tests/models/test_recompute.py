@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 from sa3lora.models.recompute import remade
@@ -32,19 +31,32 @@ def test_values_and_gradients_are_the_same_bit_for_bit(autocast: bool) -> None:
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-def test_what_is_made_is_not_kept_and_its_source_is() -> None:
-    weight = torch.randn(3, 4, requires_grad=True)
+@pytest.mark.parametrize("when", [True, False])
+def test_what_is_made_is_kept_only_without_remaking(when: bool) -> None:
+    weight, gain = torch.randn(3, 4, requires_grad=True), torch.ones(8)
     x = torch.randn(5, 8, requires_grad=True)
-    kept = []
-    for when in (False, True):
-        with remade(_gated, x * 1, torch.ones(8), when=when) as inner:
-            y = functional.linear(inner, weight)
-        storage = weakref.ref(inner.untyped_storage())
-        watched = weakref.ref(inner)
-        del inner
-        kept.append(watched() is not None or storage() is not None)
-        y.sum().backward()
-    assert kept[1] is False
+    with remade(_gated, x, gain, when=when) as inner:
+        y = functional.linear(inner, weight)
+        memory = StorageWeakRef(inner.untyped_storage())
+    del inner
+    assert memory.expired() is when
+    y.sum().backward()
+
+
+def test_both_of_two_values_are_let_go() -> None:
+    x, z = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    gain = torch.rand(8)
+    expected = torch.autograd.grad((_gated(x, gain) * _gated(z, gain)).square().sum(), [x, z])
+    with (
+        remade(_gated, x, gain, when=True) as left,
+        remade(_gated, z, gain, when=True) as right,
+    ):
+        y = left * right
+        memories = [StorageWeakRef(value.untyped_storage()) for value in (left, right)]
+    del left, right
+    assert all(memory.expired() for memory in memories)
+    for ours, theirs in zip(torch.autograd.grad(y.square().sum(), [x, z]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_without_gradients_it_is_an_ordinary_value() -> None:
