@@ -26,7 +26,8 @@ from sa3lora.adapters.sites import site_shapes
 from sa3lora.errors import AdapterError
 
 CONFIG = AdapterConfig("lokr", r=2, lora_alpha=3.0)
-X, COND = torch.randn(2, 6, 9), torch.randn(2, 4)
+_INPUTS = torch.Generator().manual_seed(1)
+X, COND = torch.randn(2, 6, 9, generator=_INPUTS), torch.randn(2, 4, generator=_INPUTS)
 
 
 @pytest.fixture
@@ -75,14 +76,14 @@ def test_a_fresh_one_changes_nothing_and_depends_on_its_seed_alone(make_root):
 def test_plain_peft_and_our_fold_play_what_was_trained(trained, folder, make_root):
     expected = trained(X, COND)
     model = PeftModel.from_pretrained(make_root(), folder).eval()
-    torch.testing.assert_close(model(X, COND), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(X, COND), expected, rtol=1e-4, atol=1e-4)
 
     root = make_root()
     before = root(X, COND)
     stack = AdapterStack(root)
     stack.add(read_adapter(folder), "a")
     assert not torch.allclose(before, expected, atol=1e-3)
-    torch.testing.assert_close(root(X, COND), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(root(X, COND), expected, rtol=1e-4, atol=1e-4)
     stack.set_strengths({"a": 0.0})
     assert torch.equal(root(X, COND), before)
 
