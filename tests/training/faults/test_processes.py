@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sa3lora.recipe import recipes_folder
 from tests.training.faults.laws import Train, same_adapter, whole_checkpoints
 
 # Unequal batches, and every random part of the objective: what one process draws must not depend
@@ -56,14 +56,19 @@ def test_a_killed_second_process_harms_no_checkpoint(
 
 
 @pytest.mark.slow
-def test_accelerate_launches_two_processes_that_log_the_losses_of_one(
+def test_torchrun_starts_two_processes_that_log_the_losses_of_one(
     train: Train, tmp_path: Path, recipe_file: Path
 ) -> None:
     alone = _losses(train(tmp_path / "alone", overrides=[*_SETTINGS, "train.grad_accum=2"]))
-    config = str(recipes_folder().resolve() / "accelerate" / "cpu_processes.yaml")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = ["-m", "sa3lora", "train", str(recipe_file), *_SETTINGS, "--device", "cpu"]
-    subprocess.run([*launch, *command, "--name", "two"], cwd=tmp_path, check=True)
+    paths = os.pathsep.join(filter(None, sys.path))
+    subprocess.run(
+        [*launch, *command, "--name", "two"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=True,
+    )
     events = EventAccumulator(str(tmp_path / "runs" / "two"))
     events.Reload()
     logged = [event.value for event in events.Scalars("train/loss")]
