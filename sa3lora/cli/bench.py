@@ -56,6 +56,9 @@ def bench(
     dtype: Annotated[
         Products, typer.Option("--dtype", help="Of products; bfloat16 stores the base in it too.")
     ] = Products.float32,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="As train.compile: blocks compiled first.")
+    ] = False,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Steps that are measured.")
     ] = 5,
@@ -79,6 +82,7 @@ def bench(
     from sa3lora.adapters.config import AdapterConfig
     from sa3lora.cli.options import resolve_device
     from sa3lora.cli.output import print_json, progress
+    from sa3lora.models.compiled import require_compiler
     from sa3lora.training.bench import BenchSettings, run_bench
     from sa3lora.training.bench_fits import fits_of
 
@@ -91,7 +95,10 @@ def bench(
         mode=mode.value,
         compute=getattr(torch, dtype.value),
         rounds=rounds,
+        compile=compile_blocks,
     )
+    if compile_blocks:
+        require_compiler(where)
     with progress("bench", total=rounds, quiet=quiet) as advance:
         result = run_bench(make, config, settings, device=where, progress=advance)
     fits = fits_of(config, settings.adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
         self.rotary_pos_emb = RotaryEmbedding(config.head_dim)
         self.global_cond_embedder = two_layer(dim, dim, 6 * dim, bias=True)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.compiled: list[Callable[..., Tensor]] = []  # each block again, if training has them
         self.num_checkpointed = 0  # of the first blocks: they are the last in the backward pass
 
     def forward(
@@ -132,8 +134,12 @@ class Transformer(nn.Module):
             if mask is not None:
                 layout = Padding.of(F.pad(mask, (memory, 0), value=True), h.device)
         modulation = self.global_cond_embedder(global_cond)
-        for index, layer in enumerate(self.layers):
-            if index < self.num_checkpointed and torch.is_grad_enabled():
+        trains = torch.is_grad_enabled()
+        blocks: list[Callable[..., Tensor]] = list(self.layers)
+        if trains and self.compiled:
+            blocks = self.compiled
+        for index, layer in enumerate(blocks):
+            if index < self.num_checkpointed and trains:
                 h = checkpoint(
                     layer, h, context, modulation, local, rotation, layout, use_reentrant=False
                 )

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.inject import adapter_parameters, inject_adapter
+from sa3lora.models.compiled import compile_blocks
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.recipe import ObjectiveSection, OptimSection
@@ -45,6 +46,7 @@ class BenchSettings:
         mode: As `train.checkpointing`.
         compute: Type of matrix products; with bfloat16 the base is stored in it.
         rounds: Steps that are measured, each beside a forward pass.
+        compile: Whether the step's blocks are compiled, before anything is measured.
     """
 
     num_frames: int
@@ -53,6 +55,7 @@ class BenchSettings:
     mode: str
     compute: torch.dtype
     rounds: int
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class BenchResult:
     Attributes:
         forward_s: A bare float32 forward pass without adapters.
         step_s: Loss, backward pass and optimizer.
+        first_s: The first step, with whatever is compiled in it.
         ratio: Median of `step / forward` of the same round.
         step_flops: Floating point operations of the step's products, recomputed ones included.
         ceiling_flops_per_s: The fastest matrix product of the model's shapes in the step's type.
@@ -73,6 +77,7 @@ class BenchResult:
 
     forward_s: float
     step_s: float
+    first_s: float
     ratio: float
     step_flops: int
     ceiling_flops_per_s: float
@@ -143,6 +148,8 @@ def run_bench(
         free=free_memory(where), bit_exact=where.type == "cpu",
     )  # fmt: skip
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
+    if settings.compile:
+        compile_blocks(denoiser.model)
     batch = _Batch(config, settings, where)
     step = _step(denoiser, trained, batch)
 
@@ -152,7 +159,9 @@ def run_bench(
 
     peak = PeakMemory(where)
     forward_peak = peak.of(forward)
+    began = time.perf_counter()
     step()  # makes the optimizer's moments, which later steps have beside their activations
+    first_s = time.perf_counter() - began
     step_peak = peak.of(step)
     times, ceilings = [], []
     for done in range(settings.rounds):
@@ -164,6 +173,7 @@ def run_bench(
     return BenchResult(
         forward_s=statistics.median(first for first, _ in times),
         step_s=statistics.median(second for _, second in times),
+        first_s=first_s,
         ratio=statistics.median(second / first for first, second in times),
         step_flops=counter.get_total_flops(),
         ceiling_flops_per_s=statistics.median(ceilings),

@@ -27,6 +27,7 @@ from sa3lora.adapters.lokr_folder import write_lokr_folder
 from sa3lora.adapters.stacked import Stacked, fold_stack, missing_from_stack
 from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.errors import RecipeError
+from sa3lora.models.compiled import compile_blocks, require_compiler
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
@@ -84,6 +85,8 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
+    if recipe.train.compile:
+        require_compiler(accelerator.device.type)
     recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
@@ -161,7 +164,7 @@ def load_denoiser(setup: Setup) -> Denoiser:
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)
     if recipe.train.compile:
-        denoiser.model.compile(dynamic=True)
+        compile_blocks(denoiser.model)
     return denoiser
 
 

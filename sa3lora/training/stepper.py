@@ -55,7 +55,7 @@ class Stepper:
         objective: StepObjective,
         loop: ResumableLoop,
         lag: int | None = None,
-        ahead: bool = True,
+        ahead: bool | None = None,
     ) -> None:
         """Take the parts of a run that is ready for its next step.
 
@@ -65,14 +65,20 @@ class Stepper:
             loop: Owner of the parameters.
             lag: How many steps the device may be behind; None is 1 for a GPU, and 0 for a CPU,
                 which is done when it was asked.
-            ahead: Whether to make the next step ready while one is taken; changes no bit.
+            ahead: Whether to make the next step ready while one is taken, which changes no bit;
+                None does for a GPU. A CPU would take the time from the step itself.
         """
         self._setup = setup
         self._objective = objective
         self._loop = loop
-        self._lag = int(setup.device.type != "cpu") if lag is None else lag
+        waits = setup.device.type != "cpu"
+        self._lag = int(waits) if lag is None else lag
         self._asked: deque[_Asked] = deque()
-        self._ahead = Ahead(self._prepare, rewind=setup.data.rewind) if ahead else None
+        self._ahead = (
+            Ahead(self._prepare, rewind=setup.data.rewind)
+            if ahead or (ahead is None and waits)
+            else None
+        )
         self._meter = Meter(setup.device, processes=setup.processes)
         self._last_end = -math.inf
 

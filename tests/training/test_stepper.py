@@ -209,7 +209,7 @@ def _tensors(run: RunFolder) -> dict[str, Tensor]:
     return {f"{site}.{name}": t for site, group in stored.items() for name, t in group.items()}
 
 
-@pytest.mark.parametrize("how", [{"lag": 1}, {"ahead": False}], ids=str)
+@pytest.mark.parametrize("how", [{"lag": 1, "ahead": True}, {"ahead": True}], ids=str)
 def test_a_device_that_is_behind_and_steps_made_ready_early_change_no_bit(
     tmp_path: Path,
     source: ModelSource,
