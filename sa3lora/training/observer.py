@@ -80,6 +80,7 @@ class Observer:
                 text=text,
                 folder=run.previews,
                 device=str(setup.device),
+                few_step=setup.few_step,
             )
             if recipe.preview.every
             else None
