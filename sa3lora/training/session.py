@@ -42,7 +42,7 @@ from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.start import read_stack, read_start, start_identity
-from sa3lora.training.teacher_source import distilled, teacher_identity
+from sa3lora.training.teacher_source import teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,6 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
-    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
