@@ -18,6 +18,8 @@ from sa3lora.training.result import RunRecord
 from sa3lora.training.selection import Selection
 from sa3lora.training.session import Setup
 from sa3lora.training.sharding import whole_base
+from sa3lora.training.teacher import TEACHER_FOLDER
+from sa3lora.training.teacher_probe import teacher_probes
 from sa3lora.training.tracking import Tracker
 from sa3lora.training.validation import Validation, Validator
 
@@ -64,7 +66,13 @@ class Observer:
         self._tell = tell
         self._averaged = averaged
         self._validator = (
-            Validator(recipe, data=setup.data, source=setup.source, text=text)
+            Validator(
+                recipe,
+                data=setup.data,
+                source=setup.source,
+                text=text,
+                probes=teacher_probes(setup, run.path / TEACHER_FOLDER),
+            )
             if recipe.validation.every
             else None
         )
@@ -81,6 +89,7 @@ class Observer:
                 text=text,
                 folder=run.previews,
                 device=str(setup.device),
+                few_step=setup.few_step,
             )
             if recipe.preview.every
             else None
@@ -92,6 +101,12 @@ class Observer:
             self._tell("warning", sentence)
         self._record.keep_validations(self.selection.steps)
         self._record.note_choice(self.selection.verdict)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether there is something to look at after a step."""
+        recipe = self._setup.recipe
+        asked = (self._validator, recipe.validation.every), (self._previewer, recipe.preview.every)
+        return any(tool is not None and self._is_due(step, every) for tool, every in asked)
 
     def after_step(self, step: int, tracker: Tracker) -> None:
         """Validate and make previews where `step` is due for them."""

@@ -13,7 +13,7 @@ from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.fold import Setting
 from sa3lora.adapters.inject import export_file
 from sa3lora.audio import write_audio
-from sa3lora.errors import RecipeError
+from sa3lora.errors import RecipeError, Sa3LoraError
 from sa3lora.latents.format import Clip
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource, resolve_model
@@ -48,12 +48,13 @@ class Previewer:
         text: TextEmbeddings,
         folder: Path,
         device: str,
+        few_step: ModelSource | None = None,
     ) -> None:
         """Settle prompts and duration; nothing is computed yet."""
         self.prompts = preview_prompts(recipe, data)
-        self.duration_s = preview_duration(recipe, source, data)
+        self.duration_s = preview_duration(recipe, source, data, few_step=few_step)
         self._truth = ground_truth(data, self.prompts)
-        self._few_step = few_step_source(recipe, source)
+        self._few_step = few_step
         self._adapter = AdapterConfig.from_section(recipe.adapter)
         self._steps = recipe.preview.steps
         self._source = source
@@ -168,16 +169,21 @@ def ground_truth(data: TrainingData, prompts: Sequence[str]) -> Clip | None:
 
 
 def few_step_source(recipe: Recipe, source: ModelSource) -> ModelSource | None:
-    """Find the few-step sibling that the recipe names.
+    """Find the few-step sibling that the recipe names; its weights are not loaded.
 
     Raises:
-        RecipeError: If it is not a few-step model, or not a sibling of the model that is trained.
+        RecipeError: If there is no such model, it is not a few-step model or not a sibling of the
+            model that is trained, or one of them cannot play for as long as the recipe wants.
     """
     name = recipe.preview.few_step_model
     if name is None:
+        _check_duration(recipe, source)
         return None
-    found = resolve_model(name)
-    if not found.dit_hash or not found.config.is_post_trained:
+    try:
+        found = resolve_model(name)
+    except Sa3LoraError as error:
+        raise RecipeError(f"preview.few_step_model: {error}") from error
+    if found.config.dit is None or not found.config.is_post_trained:
         raise RecipeError(
             f"preview.few_step_model: {found.name} is no few-step model. Name the post-trained "
             f"sibling of {source.name}, such as small-music of small-music-base"
@@ -188,7 +194,18 @@ def few_step_source(recipe: Recipe, source: ModelSource) -> ModelSource | None:
             f"preview.few_step_model: {found.name} is no sibling of {source.name}: transformer, "
             "autoencoder or text encoder differ"
         )
+    _check_duration(recipe, source, found)
     return found
+
+
+def _check_duration(recipe: Recipe, *players: ModelSource) -> None:
+    wanted = recipe.preview.duration_s
+    for player in players:
+        longest = player.config.max_duration_s
+        if wanted is not None and wanted > longest:
+            raise RecipeError(
+                f"preview.duration_s: {player.name} makes at most {longest:g} s, got {wanted:g}"
+            )
 
 
 def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
@@ -199,10 +216,17 @@ def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
     return list(dict.fromkeys(caption for caption in clips.captions if caption))[:_DEFAULT_PROMPTS]
 
 
-def preview_duration(recipe: Recipe, source: ModelSource, data: TrainingData) -> float:
+def preview_duration(
+    recipe: Recipe,
+    source: ModelSource,
+    data: TrainingData,
+    *,
+    few_step: ModelSource | None = None,
+) -> float:
     """Return the recipe's duration, or else that of a middling clip, at most 20 s."""
     if recipe.preview.duration_s is not None:
         return recipe.preview.duration_s
     durations = sorted(row.duration_s for row in data.train.rows)
     middling = durations[len(durations) // 2]
-    return min(middling, _LONGEST_DEFAULT_S, source.config.max_duration_s)
+    players = (source, few_step or source)
+    return min(middling, _LONGEST_DEFAULT_S, *(each.config.max_duration_s for each in players))

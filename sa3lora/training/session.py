@@ -38,12 +38,12 @@ from sa3lora.training.optimizers import check_optim
 from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan
 from sa3lora.training.precision import Precision, choose_precision
-from sa3lora.training.preview import preview_prompts
+from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.sharding import Sharding, choose_sharding, shard_base
 from sa3lora.training.start import read_stack, read_start, start_identity
-from sa3lora.training.teacher_source import distilled, teacher_identity
+from sa3lora.training.teacher_source import teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Setup:
     identity: dict[str, Any]
     stack: tuple[Stacked, ...] = ()
     sharding: Sharding | None = None
+    few_step: ModelSource | None = None  # plays previews too
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -86,7 +87,6 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
-    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -125,6 +125,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         identity=identity,
         stack=stack,
         sharding=sharding,
+        few_step=few_step_source(recipe, source),
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from sa3lora.training.preview import Previewer, few_step_source, preview_duratio
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.tracking import Tracker
+from sa3lora.training.trainer import plan_training
 
 
 def test_base_and_adapter_start_from_the_same_noise_and_the_base_is_made_once(
@@ -68,8 +70,9 @@ def test_a_few_step_model_plays_the_adapter_in_its_own_way(
         setup = set_up(recipe, source=source, accelerator=accelerator)
         text, denoiser = build_text(setup), load_denoiser(setup)
     previewer = Previewer(
-        recipe, source=source, data=setup.data, text=text, folder=tmp_path, device="cpu"
-    )
+        recipe, source=source, data=setup.data, text=text, folder=tmp_path, device="cpu",
+        few_step=setup.few_step,
+    )  # fmt: skip
     with Tracker(tmp_path, first_step=1, enabled=False) as tracker:
         previewer.run(denoiser, 0, tracker=tracker)
         with torch.no_grad():
@@ -89,6 +92,36 @@ def test_a_model_that_is_no_few_step_sibling_is_refused(
 ) -> None:
     recipe = make_recipe(f"preview.few_step_model={small_model}")
     with pytest.raises(RecipeError, match=r"preview.few_step_model: .* is no few-step model"):
+        few_step_source(recipe, source)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("preview.few_step_model=no-such-model", "few_step_model: there is no model 'no-such"),
+        ("preview.few_step_model=tiny", "few_step_model: tiny is no few-step model"),
+        ("preview.duration_s=1000", r"preview.duration_s: small makes at most .* s, got 1000"),
+    ],
+)
+def test_previews_that_cannot_be_made_are_refused_with_the_plan(
+    source: ModelSource, make_recipe: Callable[..., Recipe], override: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan_training(make_recipe(override), source=source, device="cpu")
+
+
+def test_a_few_step_model_of_shorter_clips_limits_the_previews(
+    source: ModelSource, make_recipe: Callable[..., Recipe], few_step_model: Path
+) -> None:
+    path = few_step_model / "model_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["sample_size"] //= 4
+    path.write_text(json.dumps(config), encoding="utf-8")
+    longest = resolve_model(str(few_step_model)).config.max_duration_s
+    assert longest < source.config.max_duration_s
+    wanted = (longest + source.config.max_duration_s) / 2
+    recipe = make_recipe(f"preview.few_step_model={few_step_model}", f"preview.duration_s={wanted}")
+    with pytest.raises(RecipeError, match=r"preview.duration_s: few makes at most"):
         few_step_source(recipe, source)
 
 
