@@ -1,6 +1,7 @@
 """Fourier features of scalars (flow time, seconds)."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,6 +36,12 @@ def expo_fourier_features(x: Tensor, dim: int) -> Tensor:
     """
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be an even number of at least 4, got {dim}")
-    frequencies = expo_frequencies(dim).to(x.device)
-    angles = x.float()[:, None] * frequencies * 2 * math.pi
+    angles = x.float()[:, None] * _frequencies_on(x.device, dim) * 2 * math.pi
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@lru_cache
+def _frequencies_on(device: torch.device, dim: int) -> Tensor:
+    # Sent once, as a GPU would be waited for each time; made on the host, whose digits they have.
+    with torch.inference_mode(False):
+        return expo_frequencies(dim).to(device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = ["Batch", "BatchPlan", "Crop", "LengthBatcher", "collate"]
 # Lengths are shuffled by up to this share before sorting: enough to vary who meets whom, little
 # enough to keep padding low.
 _LENGTH_JITTER = 0.05
+_EPOCHS_IN_MEMORY = 3
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ class LengthBatcher:
         self._seed = seed
         self._epoch = 0
         self._position = 0
-        self._batches = self._draw(0)
+        self._rank = rank
+        # A round of several processes may lie on the border of two epochs.
+        self._drawn = lru_cache(_EPOCHS_IN_MEMORY)(self._draw)
         self._move(rank)
 
     def _draw(self, epoch: int) -> list[tuple[Crop, ...]]:
@@ -145,15 +149,22 @@ class LengthBatcher:
         return silence
 
     def _move(self, count: int) -> None:
-        self._position += count
-        while self._position >= len(self._batches):
-            self._position -= len(self._batches)
-            self._epoch += 1
-            self._batches = self._draw(self._epoch)
+        self._epoch, self._position = self._place(count)
+
+    def _place(self, offset: int) -> tuple[int, int]:
+        """Find epoch and position of the batch that lies so many from here, either way."""
+        epoch, position = self._epoch, self._position + offset
+        while position < 0:
+            epoch -= 1
+            position += len(self._drawn(epoch))
+        while position >= len(self._drawn(epoch)):
+            position -= len(self._drawn(epoch))
+            epoch += 1
+        return epoch, position
 
     def __len__(self) -> int:
         """Count the batches of the current epoch, those of the other processes included."""
-        return len(self._batches)
+        return len(self._drawn(self._epoch))
 
     def __iter__(self) -> Iterator[BatchPlan]:
         """Go on from the current position, without end."""
@@ -161,9 +172,17 @@ class LengthBatcher:
 
     def __next__(self) -> BatchPlan:
         """Give this process' next batch; after the last of an epoch the next epoch begins."""
-        crops = self._batches[self._position]
+        return self.next_round()[self._rank]
+
+    def next_round(self) -> list[BatchPlan]:
+        """Give the next batch of every process, by rank; each has this process' own state."""
+        places = [self._place(rank - self._rank) for rank in range(self._world)]
         self._move(self._world)
-        return BatchPlan(crops, self.state_dict(), packed=self._packed)
+        state = self.state_dict()
+        return [
+            BatchPlan(self._drawn(epoch)[position], state, packed=self._packed)
+            for epoch, position in places
+        ]
 
     @property
     def epoch(self) -> int:
@@ -192,7 +211,6 @@ class LengthBatcher:
             )
         self._epoch = int(state["epoch"])
         self._position = int(state["position"])
-        self._batches = self._draw(self._epoch)
 
     def _identity(self) -> str:
         settings: list[Any] = [

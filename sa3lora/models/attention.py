@@ -12,13 +12,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sa3lora.errors import ModelError
+from sa3lora.models.upload import upload
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +27,26 @@ BACKENDS = ("auto", "flash", "varlen", "sdpa")
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, padding: Padding | None = None) -> Tensor:
     """Scaled dot-product attention; padded positions are as if they were not there.
 
     Args:
         query: (B, H, S, d).
         key: (B, H, L, d).
         value: (B, H, L, d).
-        mask: True on real positions, (B, L); needs S = L. Outputs of padded queries mean nothing.
+        padding: Which of the L positions are real; needs S = L. Outputs of padded queries mean
+            nothing.
 
     Returns:
         (B, H, S, d).
     """
-    if mask is None:
+    if padding is None:
         return F.scaled_dot_product_attention(query, key, value)
     backend = choose_backend(query.device.type, query.dtype)
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-    return _packed(query, key, value, mask, backend)
+        real = padding.mask[:, None, None, :]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=real)
+    return _packed(query, key, value, padding, backend)
 
 
 @lru_cache
@@ -90,7 +93,35 @@ class Spans:
     def of(cls, lengths: Sequence[int], device: torch.device) -> Spans:
         """Lay pieces of these lengths end to end."""
         bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), bounds.to(device), max(lengths))
+        return cls(tuple(lengths), upload(bounds, device), max(lengths))
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Which positions of padded rows are real.
+
+    Attributes:
+        mask: True on real positions, (B, S), where the rows lie.
+        known: The same, where it was given: on the host it is read without waiting for a GPU.
+    """
+
+    mask: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, device: torch.device) -> Padding:
+        """Take a mask (B, S) that lies with the rows or on the host."""
+        return cls(upload(mask, device), mask)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Real positions of the rows, end to end."""
+        return Spans.of(self.known.sum(dim=1).tolist(), self.mask.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where the real positions lie among those of all rows."""
+        return upload(self.known.flatten().nonzero()[:, 0], self.mask.device)
 
 
 def packed_attention(
@@ -127,15 +158,14 @@ def packed_attention(
     return _varlen(q, k, v, queries=queries, keys=keys, backend=backend).transpose(0, 1)[None]
 
 
-def _packed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, backend: str) -> Tensor:
+def _packed(query: Tensor, key: Tensor, value: Tensor, padding: Padding, backend: str) -> Tensor:
     """Run self-attention on the real tokens only, packed end to end."""
-    lengths = mask.sum(dim=1, dtype=torch.int32)
-    bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    spans = Spans((), bounds, int(lengths.max()))
-    q, k, v = (x.transpose(1, 2)[mask] for x in (query, key, value))  # (tokens, H, d)
-    out = query.new_zeros(query.shape).transpose(1, 2)
-    out[mask] = _varlen(q, k, v, queries=spans, keys=spans, backend=backend)
-    return out.transpose(1, 2)
+    batch, heads, length, width = query.shape
+    spans, real = padding.spans, padding.positions
+    q, k, v = (x.transpose(1, 2).flatten(0, 1)[real] for x in (query, key, value))
+    attended = _varlen(q, k, v, queries=spans, keys=spans, backend=backend)  # (tokens, H, d)
+    rows = query.new_zeros(batch * length, heads, width).index_copy(0, real, attended)
+    return rows.view(batch, length, heads, width).transpose(1, 2)
 
 
 def _varlen(

@@ -14,6 +14,7 @@ from sa3lora.models.config import ModelConfig, PromptConfig
 from sa3lora.models.dit import DiffusionTransformer
 from sa3lora.models.layers import FourierFeatures
 from sa3lora.models.packed import Packing
+from sa3lora.models.upload import upload
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class PromptConditioner(nn.Module):
         """Return tokens (B, max_length, D), float32, and their mask (B, max_length).
 
         Args:
-            text: One (L_i, D) tensor of valid tokens an item; may be empty.
+            text: One (L_i, D) tensor of valid tokens an item, all in one place; may be empty.
             device: Where the result lies.
         """
         for item in text:
@@ -77,10 +78,11 @@ class PromptConditioner(nn.Module):
                     f"a text embedding must be (at most {self.max_length}, {self.dim}), "
                     f"got {tuple(item.shape)}"
                 )
-        lengths = torch.tensor([item.shape[0] for item in text], device=device)
-        tokens = pad_sequence([item.to(device).float() for item in text], batch_first=True)
+        lengths = torch.tensor([item.shape[0] for item in text])
+        tokens = pad_sequence([item.float() for item in text], batch_first=True)
         tokens = nn.functional.pad(tokens, (0, 0, 0, self.max_length - tokens.shape[1]))
-        mask = torch.arange(self.max_length, device=device) < lengths[:, None]
+        tokens = upload(tokens, device)
+        mask = upload(torch.arange(self.max_length) < lengths[:, None], device)
         if self.padding_mode == "learned":
             filler = self.padding_embedding.float().to(device)
             tokens = torch.where(mask[..., None], tokens, filler)
@@ -157,7 +159,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"{len(text)} prompts but {seconds.shape[0]} durations")
         device = self.device
         prompt, prompt_mask = self.conditioners["prompt"](text, device)
-        duration = self.conditioners["seconds_total"](seconds.to(device), self.dtype)
+        duration = self.conditioners["seconds_total"](upload(seconds, device), self.dtype)
         cross = torch.cat([prompt.to(duration.dtype), duration], dim=1)
         mask = nn.functional.pad(prompt_mask, (0, 1), value=True)
         return Conditioning(cross, mask, duration[:, 0])
@@ -181,7 +183,8 @@ class Denoiser(nn.Module):
             conditioning: From `condition`.
             keep: 1 on frames that are given, 0 on frames to make, (B, T); None makes all.
             known: Given latents, zero where `keep` is 0, (B, C, T); None for none.
-            mask: True on real frames, (B, T); None when all are. Padding is as if absent.
+            mask: True on real frames, (B, T); None when all are. Padding is as if absent. Best on
+                the host, where it is read without waiting for a GPU.
             packed: Run the real frames end to end in one sequence, so that padding costs nothing.
                 They must come first in every row. The velocity of padding is then 0.
 
@@ -194,7 +197,9 @@ class Denoiser(nn.Module):
         cross, global_cond = conditioning.cross, conditioning.global_cond
         if packed and mask is not None:
             memory = self.model.transformer.memory_tokens.shape[0]
-            packing = Packing.of(mask, num_memory=memory, num_context=cross.shape[1])
+            packing = Packing.of(
+                mask, num_memory=memory, num_context=cross.shape[1], device=x.device
+            )
             x, local = (packing.pack(y.transpose(1, 2)).transpose(1, 2) for y in (x, local))
             frames: Tensor = self.model(
                 x, t, cross=cross, global_cond=global_cond, local=local, mask=packing

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sa3lora.models.attention import Padding
 from sa3lora.models.config import DitConfig
 from sa3lora.models.dit_attention import CrossAttention, Layout, Rotation, SelfAttention
 from sa3lora.models.layers import (
@@ -23,8 +24,8 @@ from sa3lora.models.recompute import remade
 
 
 def _only(x: Tensor, layout: Layout) -> Tensor:
-    """Zero what padded positions (B, S) would add, as the official packed kernels do."""
-    return x * layout[..., None].to(x.dtype) if isinstance(layout, Tensor) else x
+    """Zero what padded positions would add, as the official packed kernels do."""
+    return x * layout.mask[..., None].to(x.dtype) if isinstance(layout, Padding) else x
 
 
 class Block(nn.Module):
@@ -60,7 +61,7 @@ class Block(nn.Module):
             modulation: Scale, shift and gate of both branches, (B, 6 D).
             local: Inpaint conditioning of the frames alone, (B, T, 1 + C).
             rotation: Of the S positions.
-            layout: True on memory tokens and real frames, (B, S), or where packed clips lie.
+            layout: Which of the S positions exist; memory tokens do.
         """
         changes = (self.to_scale_shift_gate + modulation).chunk(6, dim=-1)
         packed = layout if isinstance(layout, Packing) else None
@@ -111,18 +112,25 @@ class Transformer(nn.Module):
         self.num_checkpointed = 0  # of the first blocks: they are the last in the backward pass
 
     def forward(
-        self, x: Tensor, context: Tensor, global_cond: Tensor, local: Tensor, layout: Layout
+        self,
+        x: Tensor,
+        context: Tensor,
+        global_cond: Tensor,
+        local: Tensor,
+        mask: Tensor | Packing | None,
     ) -> Tensor:
         """Run all blocks on (B, T, C); `local` is (B, T, 1 + C) and a mask (B, T)."""
         batch, memory = x.shape[0], self.memory_tokens.shape[0]
-        if isinstance(layout, Packing):
+        layout: Layout = None
+        if isinstance(mask, Packing):
+            layout = mask
             h = layout.with_memory(self.project_in(x), self.memory_tokens)
             rotation = layout.rotation(self.rotary_pos_emb)
         else:
             h = torch.cat([self.memory_tokens.expand(batch, -1, -1), self.project_in(x)], dim=1)
             rotation = self.rotary_pos_emb(h.shape[1])
-            if layout is not None:
-                layout = F.pad(layout, (memory, 0), value=True)
+            if mask is not None:
+                layout = Padding.of(F.pad(mask, (memory, 0), value=True), h.device)
         modulation = self.global_cond_embedder(global_cond)
         for index, layer in enumerate(self.layers):
             if index < self.num_checkpointed and torch.is_grad_enabled():
@@ -195,7 +203,7 @@ class DiffusionTransformer(nn.Module):
         cross: Tensor,
         global_cond: Tensor,
         local: Tensor,
-        mask: Layout = None,
+        mask: Tensor | Packing | None = None,
     ) -> Tensor:
         """Return the velocity, (B, C, T), in the parameters' dtype.
 
@@ -208,8 +216,9 @@ class DiffusionTransformer(nn.Module):
             cross: Prompt and duration tokens, (B, L, cond_token_dim).
             global_cond: Duration embedding, (B, global_cond_dim).
             local: Inpaint mask and masked latents, (B, 1 + C, T).
-            mask: True on real frames, (B, T). Velocity at padded frames means nothing. A packing
-                instead says where the clips lie in frames (1, C, all), and `local` likewise.
+            mask: True on real frames, (B, T); best on the host, where it is read without waiting
+                for a GPU. Velocity at padded frames means nothing. A packing instead says where
+                the clips lie in frames (1, C, all), and `local` likewise.
         """
         dtype = self.transformer.memory_tokens.dtype
         x, cross, global_cond, local = (y.to(dtype) for y in (x, cross, global_cond, local))

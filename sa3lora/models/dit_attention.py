@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sa3lora.models.attention import attention, packed_attention
+from sa3lora.models.attention import Padding, attention, packed_attention
 from sa3lora.models.config import DitConfig
 from sa3lora.models.layers import RmsNorm, rotate
 from sa3lora.models.packed import Packing
 from sa3lora.models.recompute import remade
 
 Rotation = tuple[Tensor, Tensor]
-#: Which positions exist: all, those where a mask (B, S) is True, or clips packed end to end.
-Layout = Tensor | Packing | None
+#: Which positions exist: all, the real ones of padded rows, or clips packed end to end.
+Layout = Padding | Packing | None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -94,7 +94,9 @@ class _Gate(nn.Module):
 
     def gated(self, projected: Tensor) -> Tensor:
         value, gate = projected.chunk(2, dim=-1)
-        return value * (torch.sin(_SINE_GATE * gate) if self.sine else F.silu(gate))
+        opened = torch.sin(_SINE_GATE * gate) if self.sine else F.silu(gate)
+        # the widest tensors of a block: without a graph one of them is enough
+        return value * opened if torch.is_grad_enabled() else opened.mul_(value)
 
 
 class FeedForward(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sa3lora.models.attention import Spans
 from sa3lora.models.layers import RotaryEmbedding
+from sa3lora.models.upload import upload
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Packing:
     device: torch.device
 
     @classmethod
-    def of(cls, mask: Tensor, *, num_memory: int, num_context: int) -> Packing:
-        """Describe a padded batch by its mask (B, T), True on a prefix of every row."""
+    def of(
+        cls, mask: Tensor, *, num_memory: int, num_context: int, device: torch.device | None = None
+    ) -> Packing:
+        """Describe a padded batch by its mask (B, T), True on a prefix of every row.
+
+        The mask is best on the host, where it is read without waiting for a GPU; `device` is then
+        where the batch lies.
+        """
         lengths = tuple(int(n) for n in mask.sum(dim=1).tolist())
-        return cls(lengths, num_memory, num_context, mask.shape[1], mask.device)
+        return cls(lengths, num_memory, num_context, mask.shape[1], device or mask.device)
 
     @cached_property
     def tokens(self) -> Spans:
@@ -92,7 +99,7 @@ class Packing:
     @cached_property
     def _padded_frames(self) -> Tensor:
         rows = [torch.arange(n) + row * self.num_padded for row, n in enumerate(self.lengths)]
-        return torch.cat(rows).to(self.device)
+        return upload(torch.cat(rows), self.device)
 
     @cached_property
     def _frame_tokens(self) -> Tensor:
@@ -101,13 +108,15 @@ class Packing:
             torch.arange(n) + start + self.num_memory
             for start, n in zip(starts, self.lengths, strict=False)
         ]
-        return torch.cat(places).to(self.device)
+        return upload(torch.cat(places), self.device)
 
     @cached_property
     def _clip_of_token(self) -> Tensor:
         counts = torch.tensor(self.tokens.lengths)
-        return torch.arange(len(counts)).repeat_interleave(counts).to(self.device)
+        clips = torch.arange(len(counts)).repeat_interleave(counts)
+        return upload(clips, self.device)
 
     @cached_property
     def _positions(self) -> Tensor:
-        return torch.cat([torch.arange(n) for n in self.tokens.lengths]).to(self.device)
+        positions = torch.cat([torch.arange(n) for n in self.tokens.lengths])
+        return upload(positions, self.device)

@@ -28,6 +28,7 @@ from sa3lora.flow import (
 )
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.upload import upload
 from sa3lora.recipe import ObjectiveSection
 
 
@@ -65,7 +66,8 @@ class Draws:
         t: Noise level of each clip after the shift, (B,), float32.
         noise: Gaussian noise, (B, C, T), already coupled to the clips.
         keep: True on frames that are given to the model, (B, T).
-        dropped: True for clips that lose their prompt, (B,).
+        dropped: True for clips that lose their prompt, (B,); best on the host, where it is read
+            without waiting for a GPU.
     """
 
     t: Tensor
@@ -124,7 +126,7 @@ def draw_uncoupled(
     dropped = sample_dropout(
         len(latents), probability=objective.prompt_dropout, generator=generator
     )
-    return Draws(t=t, noise=noise, keep=keep.to(device), dropped=dropped.to(device))
+    return Draws(t=t, noise=noise, keep=keep.to(device), dropped=dropped)
 
 
 def couple_draws(
@@ -168,11 +170,6 @@ def shift_options(objective: ObjectiveSection, model_config: ModelConfig) -> dic
     return None if objective.shift == "none" else {"type": objective.shift}
 
 
-def _is_full(mask: Tensor) -> bool:
-    """Tell whether nothing is padded, where asking does not make a GPU wait."""
-    return mask.device.type == "cpu" and bool(mask.all())
-
-
 def loss_of_draws(
     denoiser: Denoiser,
     latents: Tensor,
@@ -186,14 +183,17 @@ def loss_of_draws(
     min_snr_gamma: float | None = None,
     packed: bool = False,
 ) -> StepLoss:
-    """Predict the velocity for fixed draws and score it; frames outside `mask` are absent."""
+    """Predict the velocity for fixed draws and score it; frames outside `mask` are absent.
+
+    The mask is best on the host, where it is read without waiting for a GPU.
+    """
     predicted = predict_velocity(
         denoiser, latents, mask=mask, seconds=seconds, text=text, draws=draws, packed=packed
     )
     loss = flow_loss(
         predicted,
         velocity_target(latents.float(), draws.noise),
-        mask,
+        upload(mask, latents.device),
         draws.keep,
         context_weight=context_weight,
         normalisation=normalisation,
@@ -228,16 +228,16 @@ def predict_velocity(
     `packed` computes nothing for padding; it needs a mask that is a prefix of every row.
     """
     data = latents.float()
-    conditioning = denoiser.condition(list(text), seconds.to(latents.device, torch.float32))
+    conditioning = denoiser.condition(list(text), seconds.float())
     if bool(draws.dropped.any()):
-        conditioning = conditioning.dropped(draws.dropped)
+        conditioning = conditioning.dropped(upload(draws.dropped, latents.device))
     predicted = denoiser.velocity(
         interpolate(data, draws.noise, draws.t),
         draws.t,
         conditioning,
         keep=draws.keep,
         known=data * draws.keep[:, None, :],
-        mask=mask if packed or not _is_full(mask) else None,
+        mask=mask if packed or not bool(mask.all()) else None,
         packed=packed,
     )
     return predicted.float()

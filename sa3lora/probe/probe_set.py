@@ -184,10 +184,10 @@ class ProbeSet:
             t=torch.tensor([item.t for item in items]).to(device),
             noise=noise.to(device),
             keep=keep.to(device),
-            dropped=torch.zeros(len(items), dtype=torch.bool, device=device),
+            dropped=torch.zeros(len(items), dtype=torch.bool),
         )
         lengths = torch.tensor([item.num_frames for item in items])
-        return latents.to(device), frame_mask(lengths, longest).to(device), draws
+        return latents.to(device), frame_mask(lengths, longest), draws
 
     def _keep_mask(self, num_frames: int, generator: Generator) -> Tensor:
         keep = sample_keep_mask(

@@ -198,14 +198,14 @@ class _Batch:
         assert config.dit is not None
         generator = Generator().manual_seed(1)
         shape = (settings.batch, config.dit.io_channels, settings.num_frames)
-        self.latents = torch.randn(shape, generator=generator).to(device)
+        self.latents = torch.randn(shape, generator=generator)
+        self._there = self.latents.to(device)
         self.mask = torch.ones(shape[0], shape[2], dtype=torch.bool)
         frame_s = config.downsampling_ratio / config.sample_rate
-        self.seconds = torch.full((shape[0],), settings.num_frames * frame_s).to(device)
+        self.seconds = torch.full((shape[0],), settings.num_frames * frame_s)
         tokens = min(_PROMPT_TOKENS, config.max_prompt_tokens)
         self.text = [
-            torch.randn(tokens, config.cond_dim, generator=generator).to(device)
-            for _ in range(settings.batch)
+            torch.randn(tokens, config.cond_dim, generator=generator) for _ in range(settings.batch)
         ]
         self._config, self._device, self._compute = config, device, settings.compute
         self._generator = generator
@@ -216,7 +216,7 @@ class _Batch:
             return flow_step_loss(
                 denoiser,
                 self.latents,
-                mask=self.mask.to(self._device),
+                mask=self.mask,
                 seconds=self.seconds,
                 text=self.text,
                 objective=_OBJECTIVE,
@@ -227,7 +227,7 @@ class _Batch:
     def velocity(self, denoiser: Denoiser) -> Tensor:
         t = torch.full((len(self.latents),), 0.5, device=self._device)
         conditioning = denoiser.condition(self.text, self.seconds)
-        return denoiser.velocity(self.latents, t, conditioning)
+        return denoiser.velocity(self._there, t, conditioning)
 
 
 def _estimate(memory: StepMemory, how: Recomputation, settings: BenchSettings) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sa3lora.errors import DatasetError, RecipeError
-from sa3lora.latents.batching import Batch, LengthBatcher, collate
+from sa3lora.latents.batching import Batch, BatchPlan, LengthBatcher, collate
 from sa3lora.latents.format import LatentsDataset, check_model
 from sa3lora.latents.schema import TEXT_FOLDER
 from sa3lora.latents.text_cache import TextCache
@@ -62,6 +62,7 @@ class TrainingData:
         self._frames_per_batch = recipe.data.frames_per_batch
         self._seed = recipe.train.seed
         self.batcher = self.make_batcher(rank=rank, world_size=world_size)
+        self._position = self.batcher.state_dict()
 
     def make_batcher(self, *, rank: int = 0, world_size: int = 1) -> LengthBatcher:
         """Make the batches of one process from their beginning."""
@@ -94,12 +95,32 @@ class TrainingData:
             )
         return max(1, round(wanted / self.frame_s))
 
+    def next_round(self) -> list[BatchPlan]:
+        """Go on by one batch of every process and tell what they are, by rank.
+
+        The position stays where it is until `take` is told that they were trained on.
+        """
+        return self.batcher.next_round()
+
+    def take(self, plan: BatchPlan) -> None:
+        """Set the position behind a batch, which is trained on now."""
+        self._position = plan.state
+
+    def rewind(self) -> None:
+        """Go back to the position: what was only looked at comes again."""
+        self.batcher.load_state_dict(self._position)
+
     def next_batch(self) -> Batch:
-        """Read the next batch of this process, padded with silence.
+        """Read the next batch of this process, and take it."""
+        plan = next(self.batcher)
+        self.take(plan)
+        return self.read(plan)
+
+    def read(self, plan: BatchPlan) -> Batch:
+        """Read a batch, padded with silence.
 
         Some of the silence behind each clip counts as real, as `objective.silence_s` says.
         """
-        plan = next(self.batcher)
         return collate(
             [self.train[crop.index] for crop in plan.crops],
             silence=self.train.silence,
@@ -110,11 +131,12 @@ class TrainingData:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position in the data, as JSON values."""
-        return self.batcher.state_dict()
+        return dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self.batcher.load_state_dict(state)
+        self._position = self.batcher.state_dict()
 
     def captions(self) -> set[str]:
         """Collect every caption that training or validation will ask for."""

@@ -20,6 +20,7 @@ prompt is dropped, and of the `objective` section only `silence_s` counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,13 +28,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sa3lora.flow import flow_loss, frame_mask
-from sa3lora.latents.batching import Batch
+from sa3lora.latents.batching import BatchPlan
 from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.upload import upload
 from sa3lora.probe import StepLoss
 from sa3lora.training.data import TextEmbeddings
-from sa3lora.training.flow_objective import FlowObjective, StepObjective
+from sa3lora.training.flow_objective import FlowObjective, PreparedStep, StepObjective
 from sa3lora.training.session import Setup
-from sa3lora.training.streams import Streams
+from sa3lora.training.streams import StepStreams, Streams
 from sa3lora.training.teacher import PairFolder, TeacherPair
 
 
@@ -58,28 +60,32 @@ class Distillation:
             world_size=setup.processes.size,
         )
         self._pairs = PairFolder(folder)
-        self._index = {row.clip_id: n for n, row in enumerate(setup.data.train.rows)}
 
-    def losses(
-        self, batches: Sequence[Batch], *, step: int, attempt: int = 0
-    ) -> Iterator[StepLoss]:
-        """Give the loss of each micro-batch of one step in turn; draw which pairs are shown."""
-        seeds = self._setup.recipe.distill.seeds
+    def prepare(
+        self, rounds: Sequence[Sequence[BatchPlan]], *, step: int, attempt: int = 0
+    ) -> PreparedStep:
+        """Draw which pairs are shown, and read them."""
         streams = self._streams.of_step(step, attempt=attempt)
-        for place, batch in enumerate(batches):
-            size = (len(batch.clip_ids),)
-            numbers = torch.randint(seeds, size, generator=streams.generator(place)).tolist()
+        rank, seeds = self._setup.processes.rank, self._setup.recipe.distill.seeds
+        rows = self._setup.data.train.rows
+        ready, ids = [], []
+        for place, plans in enumerate(rounds):
+            clips = [crop.index for crop in plans[rank].crops]
+            generator = streams.generator(place)
+            numbers = torch.randint(seeds, (len(clips),), generator=generator).tolist()
+            pairs = [self._pairs.read(n, seed) for n, seed in zip(clips, numbers, strict=True)]
+            ready.append((pairs, [self._text(rows[n].caption) for n in clips]))
+            ids.append([rows[n].clip_id for n in clips])
+        return PreparedStep(step, attempt, ids, partial(self._losses, ready, streams))
+
+    def _losses(
+        self, ready: Sequence[tuple[list[TeacherPair], list[Tensor]]], streams: StepStreams
+    ) -> Iterator[StepLoss]:
+        for place, (pairs, text) in enumerate(ready):
             streams.seed_dropout(place)
-            pairs = [
-                self._pairs.read(self._index[clip_id], number)
-                for clip_id, number in zip(batch.clip_ids, numbers, strict=True)
-            ]
             with self._setup.autocast():
                 loss = distillation_loss(
-                    self._denoiser,
-                    pairs,
-                    text=[self._text(caption) for caption in batch.captions],
-                    packed=self._setup.data.packed,
+                    self._denoiser, pairs, text=text, packed=self._setup.data.packed
                 )
             yield loss
 
@@ -101,18 +107,19 @@ def distillation_loss(
     """
     device = denoiser.device
     start, target = (
-        pad_sequence([latents.T for latents in each], batch_first=True).transpose(1, 2).to(device)
+        upload(pad_sequence([x.T for x in each], batch_first=True).transpose(1, 2), device)
         for each in ([pair.start for pair in pairs], [pair.target for pair in pairs])
     )
-    lengths = torch.tensor([pair.start.shape[1] for pair in pairs], device=device)
+    lengths = torch.tensor([pair.start.shape[1] for pair in pairs])
     mask = frame_mask(lengths, start.shape[2])
-    t = torch.tensor([pair.t for pair in pairs], device=device)
-    seconds = torch.tensor([pair.seconds for pair in pairs], device=device)
+    t = upload(torch.tensor([pair.t for pair in pairs]), device)
+    seconds = torch.tensor([pair.seconds for pair in pairs])
     velocity = denoiser.velocity(
         start, t, denoiser.condition(list(text), seconds), mask=mask, packed=packed
     )
     arrived = start - t[:, None, None] * velocity.float()
-    loss = flow_loss(arrived, target, mask, torch.zeros_like(mask), context_weight=0.0)
+    real = upload(mask, device)
+    loss = flow_loss(arrived, target, real, torch.zeros_like(real), context_weight=0.0)
     num_frames = int(lengths.sum())
     return StepLoss(
         total=loss.total,

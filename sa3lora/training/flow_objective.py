@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from torch import Generator, Tensor
 
-from sa3lora.latents.batching import Batch
+from sa3lora.latents.batching import Batch, BatchPlan
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.probe import StepLoss
 from sa3lora.training.data import TextEmbeddings
@@ -17,25 +18,47 @@ from sa3lora.training.session import Setup
 from sa3lora.training.step import MicroBatch, loss_of_micro_batch, prepare_step
 from sa3lora.training.streams import StepStreams, Streams
 
-Clips = tuple[Tensor, Tensor, Tensor]
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """One optimizer step with everything read and drawn, on the host.
+
+    Attributes:
+        step: The optimizer step, counted from 1.
+        attempt: How many times this step was given other clips before.
+        clip_ids: The clips of each micro-batch of this process.
+        losses: Gives the loss of each micro-batch in turn. The graph of one may be freed before
+            the next is asked for. Nothing is drawn there but the adapter's dropout.
+    """
+
+    step: int
+    attempt: int
+    clip_ids: list[list[str]]
+    losses: Callable[[], Iterator[StepLoss]]
 
 
 class StepObjective(Protocol):
     """What an optimizer step minimises."""
 
-    def losses(
-        self, batches: Sequence[Batch], *, step: int, attempt: int = 0
-    ) -> Iterator[StepLoss]:
-        """Give the loss of each micro-batch of one step in turn.
-
-        Every random number of the step is drawn before the first one, but for the adapter's
-        dropout. The graph of a loss may be freed before the next is asked for.
+    def prepare(
+        self, rounds: Sequence[Sequence[BatchPlan]], *, step: int, attempt: int = 0
+    ) -> PreparedStep:
+        """Read the clips of a step and draw every random number, without the device.
 
         Args:
-            batches: This process' share of the step.
+            rounds: For each micro-batch in turn what each process takes, by rank.
             step: The optimizer step, counted from 1.
             attempt: How many times this step was given other clips before.
         """
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A micro-batch with the token embeddings of its prompts, and of neutral ones if any."""
+
+    clips: MicroBatch
+    text: list[Tensor]
+    neutral: list[Tensor]
 
 
 class FlowObjective:
@@ -54,80 +77,65 @@ class FlowObjective:
         self._objective = setup.recipe.objective
         self._neutral = prior_prompts(self._objective)
 
-    def losses(
-        self, batches: Sequence[Batch], *, step: int, attempt: int = 0
-    ) -> Iterator[StepLoss]:
-        """Give the loss of each micro-batch of one step in turn."""
+    def prepare(
+        self, rounds: Sequence[Sequence[BatchPlan]], *, step: int, attempt: int = 0
+    ) -> PreparedStep:
+        """Read and draw for this process, coupled over the step of all processes."""
+        setup, rank = self._setup, self._setup.processes.rank
         streams = self._streams.of_step(step, attempt=attempt)
-        own = [streams.generator(number) for number in range(len(batches))]
-        ready = self._prepare(batches, own, streams)
-        neutral = [
-            self._draw_neutral(len(batch.captions), generator)
-            for batch, generator in zip(batches, own, strict=True)
+        # Any clip may get any noise of the step: coupling needs the batches of all processes.
+        together = self._objective.coupling != "none"
+        ranks = range(setup.processes.size) if together else [rank]
+        read = [[setup.data.read(plans[each]) for each in ranks] for plans in rounds]
+        generators = [
+            [streams.generator(number, rank=each) for each in ranks] for number in range(len(read))
         ]
-        for number, (clips, batch) in enumerate(zip(ready, batches, strict=True)):
-            streams.seed_dropout(number)
-            with self._setup.autocast():
-                loss = self._loss(clips, batch.captions, neutral[number])
-            yield loss
-
-    def _prepare(
-        self, batches: Sequence[Batch], own: Sequence[Generator], streams: StepStreams
-    ) -> list[MicroBatch]:
-        """Draw for this process' batches and couple them over the step of all processes."""
-        setup = self._setup
-        moved = [batch.to(setup.device) for batch in batches]
-        parts = [(each.latents, each.mask, each.seconds) for each in moved]
-        generators = list(own)
-        together = setup.processes.size > 1 and self._objective.coupling != "none"
-        if together:
-            parts, generators = self._of_all_processes(parts, own, streams)
-        ready = prepare_step(
-            [latents for latents, _, _ in parts],
-            masks=[mask for _, mask, _ in parts],
-            seconds=[seconds for _, _, seconds in parts],
+        everyone = [batch for batches in read for batch in batches]
+        drawn = prepare_step(
+            [batch.latents for batch in everyone],
+            masks=[batch.mask for batch in everyone],
+            seconds=[batch.seconds for batch in everyone],
             objective=self._objective,
             model_config=setup.source.config,
-            generators=generators,
+            generators=[generator for row in generators for generator in row],
         )  # silence is behind the clips already, as the batcher drew it
-        rank, world = setup.processes.rank, setup.processes.size
-        return ready[rank::world] if together else ready
+        place = list(ranks).index(rank)
+        own = [batches[place] for batches in read]
+        ready = [
+            self._ready(clips, batch, row[place])
+            for clips, batch, row in zip(drawn[place :: len(ranks)], own, generators, strict=True)
+        ]
+        ids = [batch.clip_ids for batch in own]
+        return PreparedStep(step, attempt, ids, partial(self._losses, ready, streams))
 
-    def _of_all_processes(
-        self, parts: Sequence[Clips], own: Sequence[Generator], streams: StepStreams
-    ) -> tuple[list[Clips], list[Generator]]:
-        """Collect the batches of a step by their numbers: any clip may get any noise of it."""
-        processes, device = self._setup.processes, self._setup.device
-        gathered = processes.gather([[each.cpu() for each in part] for part in parts])
-        everyone = [
-            (latents.to(device), mask.to(device), seconds.to(device))
-            for number in range(len(parts))
-            for latents, mask, seconds in [share[number] for share in gathered]
-        ]
-        generators = [
-            own[number] if rank == processes.rank else streams.generator(number, rank=rank)
-            for number in range(len(parts))
-            for rank in range(processes.size)
-        ]
-        return everyone, generators
+    def _ready(self, clips: MicroBatch, batch: Batch, generator: Generator) -> _Ready:
+        neutral = self._draw_neutral(len(batch.captions), generator)
+        return _Ready(
+            clips.pinned(self._setup.device),
+            text=[self._text(caption) for caption in batch.captions],
+            neutral=[self._text(prompt) for prompt in neutral],
+        )
 
     def _draw_neutral(self, count: int, generator: Generator) -> list[str]:
         if not self._neutral:
             return []
         return draw_prompts(self._neutral, count, generator=generator)
 
-    def _loss(self, clips: MicroBatch, captions: list[str], neutral: list[str]) -> StepLoss:
+    def _losses(self, ready: Sequence[_Ready], streams: StepStreams) -> Iterator[StepLoss]:
+        for number, batch in enumerate(ready):
+            streams.seed_dropout(number)
+            with self._setup.autocast():
+                loss = self._loss(batch)
+            yield loss
+
+    def _loss(self, batch: _Ready) -> StepLoss:
         packed = self._setup.data.packed
+        clips = batch.clips.sent(self._setup.device)
         loss = loss_of_micro_batch(
-            self._denoiser,
-            clips,
-            text=[self._text(caption) for caption in captions],
-            objective=self._objective,
-            packed=packed,
+            self._denoiser, clips, text=batch.text, objective=self._objective, packed=packed
         )
-        if not neutral:
+        if not batch.neutral:
             return loss
-        neutral_text = [self._text(prompt) for prompt in neutral]
-        prior = prior_loss(self._denoiser, clips, text=neutral_text, packed=packed)
+        prior = prior_loss(self._denoiser, clips, text=batch.neutral, packed=packed)
         total = loss.total + self._objective.prior_weight * prior
         return replace(loss, total=total, prior=prior.detach())

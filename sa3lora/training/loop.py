@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from sa3lora.training.checkpoint import (
     remove_older,
     write_checkpoint,
 )
-from sa3lora.training.optim import LearningRate, clip_gradients
+from sa3lora.training.optim import LearningRate, Update, clip_gradients
 from sa3lora.training.optimizers import (
     Optimizer,
     TakesMuon,
@@ -46,15 +45,6 @@ _PARAMETERS = "parameters.safetensors"
 _AVERAGES = "averages.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _RANDOM = "random.pt"
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step did."""
-
-    step: int
-    grad_norm: float
-    lr: float
 
 
 class ResumableLoop:
@@ -126,7 +116,7 @@ class ResumableLoop:
         self._beginning = {n: p.detach().cpu().clone() for n, p in self._parameters.items()}
         self._fresh_optimizer = copy.deepcopy(self._optimizer.state_dict())
 
-    def update(self, *, weight: float = 1.0) -> Update:
+    def update(self, *, weight: float | Tensor = 1.0) -> Update:
         """Take one optimizer step on the gradients and forget them.
 
         Args:
@@ -136,16 +126,33 @@ class ResumableLoop:
         Raises:
             DivergenceError: If gradients or weight are not finite; nothing is changed then.
         """
+        norm = self._gradients(weight)
+        try:
+            Update(self.step + 1, norm, lr=0.0).require_finite()
+        except DivergenceError:
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
+        return self._step(norm)
+
+    def update_unchecked(self, *, weight: float | Tensor = 1.0) -> Update:
+        """Take a step as `update` does, without waiting for the device to tell how it went.
+
+        The owner calls `require_finite` of the result before anything that comes from the
+        parameters is kept or shown, and goes back with `restore` or `reset` if it raises: a step
+        on what is no number leaves parameters, averages and optimizer without any.
+        """
+        return self._step(self._gradients(weight))
+
+    def _gradients(self, weight: float | Tensor) -> Tensor:
+        """Average and clip; return the norm, no number if the weight is none in any process."""
         parameters = list(self._parameters.values())
         self._processes.average([p.grad for p in parameters if p.grad is not None], weight=weight)
-        norm = float(clip_gradients(parameters, self._max_grad_norm))
-        if not (math.isfinite(norm) and math.isfinite(weight)):
-            self._optimizer.zero_grad(set_to_none=True)
-            raise DivergenceError(
-                f"Step {self.step + 1}: the norm of the gradients is {norm}. Lower optim.lr, or "
-                "train with train.base_dtype=float32; earlier checkpoints are untouched.",
-                step=self.step + 1,
-            )
+        norm = clip_gradients(parameters, self._max_grad_norm)
+        if isinstance(weight, Tensor):
+            return torch.where(weight.isfinite(), norm, torch.nan)
+        return norm if math.isfinite(weight) else torch.full_like(norm, torch.nan)
+
+    def _step(self, norm: Tensor) -> Update:
         lr = self._lr.at(self.step) * self.lr_factor
         set_rate(self._optimizer, lr)
         self._optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sa3lora.probe import StepLoss
-from sa3lora.training.loop import Update
+from sa3lora.training.optim import Update
 from sa3lora.training.processes import Processes
 from sa3lora.training.tracking import bucket_losses
 
@@ -33,7 +33,7 @@ class Meter:
         Losses are means over clips; speed and padding are sums; memory is that of this process.
 
         Args:
-            losses: Of this process' micro-batches.
+            losses: Of this process' micro-batches, on the host.
             update: The optimizer step.
             seconds: What all of it took.
         """
@@ -55,7 +55,7 @@ class Meter:
             **({"train/prior": mean("prior")} if "prior" in everyone[0] else {}),
             **bucket_losses(t, per_item),
             "optim/lr": update.lr,
-            "optim/grad_norm": update.grad_norm,
+            "optim/grad_norm": float(update.grad_norm),
             "speed/clips_per_s": clips / seconds,
             "speed/frames_per_s": frames / seconds,
             "speed/padding_waste": 1.0 - frames / slots,
@@ -78,7 +78,7 @@ def _plain(losses: Sequence[StepLoss]) -> list[dict[str, Any]]:
     """Give what is logged of each batch as numbers that can be sent to another process."""
     return [
         {
-            "total": float(loss.total.detach()),
+            "total": float(loss.total),
             "signal": float(loss.signal),
             "context": float(loss.context),
             "t": loss.t.tolist(),

@@ -92,6 +92,12 @@ class Observer:
         self._record.keep_validations(self.selection.steps)
         self._record.note_choice(self.selection.verdict)
 
+    def is_due(self, step: int) -> bool:
+        """Tell whether there is something to look at after a step."""
+        recipe = self._setup.recipe
+        asked = (self._validator, recipe.validation.every), (self._previewer, recipe.preview.every)
+        return any(tool is not None and self._is_due(step, every) for tool, every in asked)
+
     def after_step(self, step: int, tracker: Tracker) -> None:
         """Validate and make previews where `step` is due for them."""
         recipe = self._setup.recipe

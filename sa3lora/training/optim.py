@@ -1,4 +1,4 @@
-"""Learning rate and gradient clipping.
+"""Learning rate, gradient clipping, and what is known of a step.
 
 The learning rate is a pure function of the step, so that a checkpoint needs nothing but the step
 to go on with it.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sa3lora.errors import RecipeError
+from sa3lora.errors import DivergenceError, RecipeError
 
 SCHEDULES = ("constant", "cosine", "linear", "inverse")
 #: Schedules whose every step depends on the length of the run.
@@ -67,6 +67,35 @@ class LearningRate:
             fallen = self.peak * (1.0 + step / _INVERSE_GAMMA) ** -_INVERSE_POWER
             return float((1.0 - _INVERSE_WARMUP ** (step + 1)) * max(fallen, self.floor))
         return self.peak
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did.
+
+    Attributes:
+        step: Its number, counted from 1.
+        grad_norm: Norm of the gradients before they were clipped, a scalar where they lie; no
+            number if a loss or a gradient was none.
+        lr: The rate it was taken with.
+    """
+
+    step: int
+    grad_norm: Tensor
+    lr: float
+
+    def require_finite(self) -> None:
+        """Check the step, for which a GPU is waited for until it is there.
+
+        Raises:
+            DivergenceError: If loss or gradients were no numbers.
+        """
+        if not math.isfinite(norm := float(self.grad_norm)):
+            raise DivergenceError(
+                f"Step {self.step}: the norm of the gradients is {norm}. Lower optim.lr, or "
+                "train with train.base_dtype=float32; earlier checkpoints are untouched.",
+                step=self.step,
+            )
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from sa3lora.errors import RunError, Sa3LoraError
@@ -27,7 +27,7 @@ class Processes(Protocol):
     def rank(self) -> int:
         """Number of this process."""
 
-    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
+    def average(self, tensors: list[Tensor], *, weight: float | Tensor = 1.0) -> None:
         """Replace tensors by their mean over all processes, each counting with its weight."""
 
     def gather(self, value: Any) -> list[Any]:
@@ -43,7 +43,7 @@ class Alone:
     is_main = True
     rank = 0
 
-    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
+    def average(self, tensors: list[Tensor], *, weight: float | Tensor = 1.0) -> None:
         """Leave the tensors as they are."""
 
     def gather(self, value: Any) -> list[Any]:
@@ -60,6 +60,8 @@ class ProcessGroup:
     def __init__(self, accelerator: Accelerator) -> None:
         """Wrap an accelerator."""
         self.accelerator = accelerator
+        # What is told goes from host to host: through GPUs it would wait for all of their work.
+        self._hosts = torch.distributed.new_group(backend="gloo") if self.size > 1 else None
 
     @property
     def is_main(self) -> bool:
@@ -76,7 +78,7 @@ class ProcessGroup:
         """How many processes train together."""
         return int(self.accelerator.num_processes)
 
-    def average(self, tensors: list[Tensor], *, weight: float = 1.0) -> None:
+    def average(self, tensors: list[Tensor], *, weight: float | Tensor = 1.0) -> None:
         """Replace gradients by their weighted mean over all processes, in one message.
 
         A weight that is no number makes the mean no number in every process, so that all of them
@@ -85,16 +87,19 @@ class ProcessGroup:
         if self.size == 1 or not tensors:
             return
         parts = [tensor.flatten() * weight for tensor in tensors]
-        sums = self.accelerator.reduce(
-            torch.cat([*parts, parts[0].new_tensor([weight])]), reduction="sum"
-        )
+        share = torch.ones_like(parts[0][:1]) * weight
+        sums = self.accelerator.reduce(torch.cat([*parts, share]), reduction="sum")
         mean = sums[:-1] / sums[-1]
         for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: Any) -> list[Any]:
         """Collect one value of each process, by rank."""
-        return [value] if self.size == 1 else list(gather_object([value]))
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value, group=self._hosts)
+        return found
 
     def any(self, value: bool) -> bool:
         """Tell whether it is true in any process."""

@@ -7,7 +7,7 @@ denoiser from nothing (text embeddings may carry gradients) or a LoRA adapter on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from sa3lora.flow import extend_mask, frame_mask
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.upload import pinned, upload
 from sa3lora.probe import Draws, StepLoss, couple_draws, draw_uncoupled, loss_of_draws
 from sa3lora.recipe import ObjectiveSection
 
@@ -47,7 +48,7 @@ def flow_step_loss(
 
     Args:
         denoiser: Model under training, whole or with adapters.
-        latents: Clips, (B, C, T), on the denoiser's device.
+        latents: Clips, (B, C, T), on the host, where everything about them is drawn.
         mask: True on real frames, a prefix of each row, (B, T).
         seconds: `seconds_total` of each clip, (B,), float32.
         text: Token embeddings of each prompt, (L_i, D); they may require gradients.
@@ -71,12 +72,15 @@ def flow_step_loss(
         silence=silence,
         max_frames=max_frames,
     )
-    return loss_of_micro_batch(denoiser, batch, text=text, objective=objective)
+    sent = batch.sent(denoiser.device)
+    return loss_of_micro_batch(denoiser, sent, text=text, objective=objective)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Clips of one forward pass, ready for it.
+
+    They are made on the host. What the host reads of them later, mask and dropout, stays there.
 
     Attributes:
         latents: Clips with their silence, (B, C, T).
@@ -89,6 +93,23 @@ class MicroBatch:
     mask: Tensor
     seconds: Tensor
     draws: Draws
+
+    def pinned(self, device: torch.device) -> MicroBatch:
+        """Lie where the device fetches it from without the host."""
+        return self._with([pinned(each, device) for each in self._to_send])
+
+    def sent(self, device: torch.device) -> MicroBatch:
+        """Go to the device, which nobody waits for."""
+        return self._with([upload(each, device) for each in self._to_send])
+
+    @property
+    def _to_send(self) -> list[Tensor]:
+        return [self.latents, self.draws.t, self.draws.noise, self.draws.keep]
+
+    def _with(self, tensors: Sequence[Tensor]) -> MicroBatch:
+        latents, t, noise, keep = tensors
+        draws = replace(self.draws, t=t, noise=noise, keep=keep)
+        return replace(self, latents=latents, draws=draws)
 
 
 def prepare_step(

@@ -166,6 +166,7 @@ class _Trainer:
         with (
             Tracker(self._folder.path, first_step=first_step, enabled=self._is_main) as tracker,
             stop_on_signal() as stop,
+            self._stepper,
         ):
             tracker.layout()
             while self._remaining() > 0 and not self._out_of_patience():
@@ -173,10 +174,12 @@ class _Trainer:
                     self._take_step(tracker)
                     self._observer.after_step(self._loop.step, tracker)
                     if self._must_stop(stop):
+                        self._report(tracker, all_of_them=True)
                         return self._stopped(stop)
                     if self._is_due(self._recipe.checkpoint.every):
                         self._save()
                 except DivergenceError as failure:
+                    self._stepper.forget()
                     self._resumption.step_back(
                         failure, loop=self._loop, record=self._record, tracker=tracker
                     )
@@ -185,11 +188,17 @@ class _Trainer:
 
     def _take_step(self, tracker: Tracker) -> None:
         attempt = self._resumption.attempt(self._loop.step + 1)
-        scalars = self._stepper.take(attempt=attempt)
-        tracker.scalars(scalars, self._loop.step)
-        self._tell("step", loss=scalars["train/loss"])
-        if (estimate := self._stepper.first_estimate(self._remaining())) is not None:
-            self._tell("note", estimate)
+        self._stepper.take(attempt=attempt)
+        looks = self._observer.is_due(self._loop.step)
+        self._report(tracker, all_of_them=looks or self._is_due(self._recipe.checkpoint.every))
+
+    def _report(self, tracker: Tracker, *, all_of_them: bool) -> None:
+        """Tell of the steps that are known to be good; an error of one is raised here."""
+        for report in self._stepper.finished(all_of_them=all_of_them):
+            tracker.scalars(report.scalars, report.step)
+            self._tell("step", loss=report.scalars["train/loss"], step=report.step)
+            if (estimate := self._stepper.first_estimate(self._remaining())) is not None:
+                self._tell("note", estimate)
 
     def _remaining(self) -> int:
         return self._recipe.train.max_steps - self._loop.step
@@ -276,8 +285,14 @@ class _Trainer:
         if self._is_main:
             self._progress(TrainEvent("note", step, self._recipe.train.max_steps, text))
 
-    def _tell(self, kind: EventKind, text: str = "", *, loss: float | None = None) -> None:
+    def _tell(
+        self,
+        kind: EventKind,
+        text: str = "",
+        *,
+        loss: float | None = None,
+        step: int | None = None,
+    ) -> None:
         if self._is_main:
-            self._progress(
-                TrainEvent(kind, self._loop.step, self._recipe.train.max_steps, text, loss)
-            )
+            number = self._loop.step if step is None else step
+            self._progress(TrainEvent(kind, number, self._recipe.train.max_steps, text, loss))

@@ -160,6 +160,17 @@ def test_processes_get_work_even_from_one_clip():
     assert [plan.crops[0].index for plan in plans] == [0, 0]
 
 
+@pytest.mark.parametrize(("lengths", "world"), [(LENGTHS, 3), ([9, 12], 5)])
+def test_every_process_knows_what_the_others_take_in_its_round(lengths, world):
+    # The second set has so few batches that a round spans several epochs.
+    ranks = [make(lengths, frames_per_batch=12, rank=r, world_size=world) for r in range(world)]
+    for _ in range(8):
+        rounds = [batcher.next_round() for batcher in ranks]
+        for rank, (mine, batcher) in enumerate(zip(rounds, ranks, strict=True)):
+            assert [plan.crops for plan in mine] == [plan.crops for plan in rounds[0]]
+            assert mine[rank].state == batcher.state_dict()
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_resumed_process_goes_on_with_its_own_share(rank):
     batcher = make(rank=rank, world_size=3)

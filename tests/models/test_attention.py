@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa3lora.errors import ModelError
 from sa3lora.models.attention import (
+    Padding,
     Spans,
     attention,
     band_attention,
@@ -83,7 +84,7 @@ def test_padded_positions_are_as_if_absent(lengths: tuple[int, int]) -> None:
     q, k, v = qkv(2, 3, 9, 8)
     mask = torch.arange(9) < torch.tensor(lengths)[:, None]
     loud = [torch.where(mask[:, None, :, None], x, 1e4) for x in (k, v)]
-    out = attention(q, *loud, mask)
+    out = attention(q, *loud, Padding.of(mask, q.device))
     for row, n in enumerate(lengths):
         alone = attention(*(x[row : row + 1, :, :n] for x in (q, k, v)))
         assert_close(out[row : row + 1, :, :n], alone)
@@ -106,15 +107,17 @@ def test_packing_for_varlen_kernels_equals_masking(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "flash_attn", flash)
     q, k, v = qkv(3, 2, 7, 8)
     mask = torch.arange(7) < torch.tensor([7, 2, 5])[:, None]
-    packed = _packed(q, k, v, mask, "flash")
-    assert_close(packed * mask[:, None, :, None], attention(q, k, v, mask) * mask[:, None, :, None])
+    padding = Padding.of(mask, q.device)
+    real = mask[:, None, :, None]
+    packed = _packed(q, k, v, padding, "flash")
+    assert_close(packed * real, attention(q, k, v, padding) * real)
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     q, k, v = qkv(1, 1, 4, 8)
     for _ in range(3):
-        attention(q, k, v, torch.ones(1, 4, dtype=torch.bool))
+        attention(q, k, v, Padding.of(torch.ones(1, 4, dtype=torch.bool), q.device))
     lines = [r.getMessage() for r in caplog.records if "back-end" in r.getMessage()]
     assert lines == ["attention back-end: sdpa (cpu, torch.float32)"]
 

@@ -22,6 +22,19 @@ def test_a_position_in_the_data_leads_to_the_same_batches(
     assert [again.next_batch().clip_ids for _ in range(4)] == expected
 
 
+def test_what_was_only_looked_at_moves_no_position_and_comes_again(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    data = TrainingData(make_recipe(), source=source)
+    start = data.state_dict()
+    ahead = [data.next_round()[0] for _ in range(3)]
+    assert data.state_dict() == start
+    data.take(ahead[0])
+    assert data.state_dict() == ahead[0].state != start
+    data.rewind()
+    assert [data.next_round()[0] for _ in range(2)] == ahead[1:]
+
+
 def test_the_text_encoder_is_loaded_once_and_then_never(
     source: ModelSource, make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

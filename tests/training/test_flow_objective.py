@@ -26,9 +26,9 @@ def losses_of(source: ModelSource, make_recipe: MakeRecipe) -> Callable[..., lis
             setup: Setup = set_up(make_recipe(*overrides), source=source, accelerator=accelerator)
             denoiser: Denoiser = load_denoiser(setup)
             objective = FlowObjective(setup, denoiser=denoiser, text=build_text(setup))
-            batches = [setup.data.next_batch() for _ in range(micro_batches)]
+            rounds = [setup.data.next_round() for _ in range(micro_batches)]
             with torch.random.fork_rng():
-                return list(objective.losses(batches, step=1))
+                return list(objective.prepare(rounds, step=1).losses())
 
     return losses
 

@@ -70,6 +70,7 @@ def test_the_base_has_the_same_checksum_after_training(
         trained = {name: p.detach().clone() for name, p in adapter_parameters(denoiser)}
         for _ in range(2):
             stepper.take()
+            list(stepper.finished())
         after = _frozen(denoiser)
         moved = [n for n, p in adapter_parameters(denoiser) if not torch.equal(p, trained[n])]
     assert hash_tensors(before.items()) == hash_tensors(after.items())

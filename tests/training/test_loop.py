@@ -134,6 +134,30 @@ def test_gradients_that_are_no_numbers_stop_the_loop_before_they_do_harm(
     assert toy.layer.weight.grad is None
 
 
+@pytest.mark.parametrize(
+    ("gradient", "weight"), [(float("inf"), torch.tensor(1.0)), (1.0, torch.tensor(torch.nan))]
+)
+def test_an_unchecked_step_on_no_number_says_so_later_and_is_undone_by_going_back(
+    tmp_path: Path, gradient: float, weight: Tensor
+) -> None:
+    toy = _Toy(tmp_path)
+    toy.train(2)
+    toy.loop.save({})
+    toy.train(6)
+    expected = {name: tensor.clone() for name, tensor in toy.state().items()}
+    toy.loop.restore()
+    toy.layer.weight.grad = torch.full((1, 3), gradient)
+    update = toy.loop.update_unchecked(weight=weight)
+    toy.layer.weight.grad = torch.ones(1, 3)
+    toy.loop.update_unchecked()
+    with pytest.raises(DivergenceError, match=r"Step 3: the norm of the gradients is") as raised:
+        update.require_finite()
+    assert raised.value.step == 3
+    toy.loop.restore()
+    toy.train(6)
+    assert all(torch.equal(toy.state()[name], tensor) for name, tensor in expected.items())
+
+
 def test_parameters_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     toy = _Toy(tmp_path)
     toy.loop.save({})

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sa3lora.training.optim import LearningRate, clip_gradients
+from sa3lora.errors import DivergenceError
+from sa3lora.training.optim import LearningRate, Update, clip_gradients
 
 
 def _rate(schedule: str, *, warmup_steps: int = 0, max_steps: int = 100) -> LearningRate:
@@ -57,3 +58,10 @@ def test_clipping_scales_to_the_norm_and_reports_the_one_before() -> None:
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
     assert float(clip_gradients([parameter], None)) == pytest.approx(1.0)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]))
+
+
+def test_a_step_on_what_is_no_number_is_refused_by_its_number() -> None:
+    Update(step=3, grad_norm=torch.tensor(2.0), lr=0.1).require_finite()
+    with pytest.raises(DivergenceError, match="Step 4: the norm of the gradients is inf") as raised:
+        Update(step=4, grad_norm=torch.tensor(torch.inf), lr=0.1).require_finite()
+    assert raised.value.step == 4
