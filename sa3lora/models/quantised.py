@@ -22,7 +22,7 @@ from torch.nn import functional
 from sa3lora.errors import ModelError
 
 QuantKind = Literal["int8", "nf4"]
-QUANT_KINDS: tuple[str, ...] = get_args(QuantKind)
+QUANT_KINDS: tuple[QuantKind, ...] = get_args(QuantKind)
 
 # What the authors of nf4 chose; scales of blocks lie in blocks of their own.
 _BLOCK, _OUTER_BLOCK = 64, 256

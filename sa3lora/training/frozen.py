@@ -10,7 +10,13 @@ from torch import nn
 from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.quantised import quantised_problem
 from sa3lora.errors import ModelError, RecipeError
-from sa3lora.models.quantised import QuantForm, QuantKind, block_layers, load_bitsandbytes
+from sa3lora.models.quantised import (
+    QUANT_KINDS,
+    QuantForm,
+    QuantKind,
+    block_layers,
+    load_bitsandbytes,
+)
 from sa3lora.recipe import Recipe
 from sa3lora.training.precision import Precision
 
@@ -75,7 +81,6 @@ def _form(layer: nn.Linear, kind: QuantKind | None) -> QuantForm:
 
 def held_in(name: str) -> Precision:
     """Give the number types of a base named as `train.base_dtype`, products in bfloat16."""
-    if name == "int8" or name == "nf4":
-        return Precision(torch.bfloat16, torch.bfloat16, quantised=name)
+    kind = next((each for each in QUANT_KINDS if each == name), None)
     dtype = torch.float32 if name == "float32" else torch.bfloat16
-    return Precision(dtype, torch.bfloat16)
+    return Precision(dtype, torch.bfloat16, quantised=kind)
