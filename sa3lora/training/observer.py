@@ -17,6 +17,8 @@ from sa3lora.training.preview import Previewer
 from sa3lora.training.result import RunRecord
 from sa3lora.training.selection import Selection
 from sa3lora.training.session import Setup
+from sa3lora.training.teacher import TEACHER_FOLDER
+from sa3lora.training.teacher_probe import teacher_probes
 from sa3lora.training.tracking import Tracker
 from sa3lora.training.validation import Validation, Validator
 
@@ -63,7 +65,13 @@ class Observer:
         self._tell = tell
         self._averaged = averaged
         self._validator = (
-            Validator(recipe, data=setup.data, source=setup.source, text=text)
+            Validator(
+                recipe,
+                data=setup.data,
+                source=setup.source,
+                text=text,
+                probes=teacher_probes(setup, run.path / TEACHER_FOLDER),
+            )
             if recipe.validation.every
             else None
         )
@@ -80,6 +88,7 @@ class Observer:
                 text=text,
                 folder=run.previews,
                 device=str(setup.device),
+                few_step=setup.few_step,
             )
             if recipe.preview.every
             else None

@@ -197,7 +197,7 @@ def _notes(
     if recipe.distill.teacher is not None:
         notes.append(
             f"learns from {recipe.distill.teacher}: of the objective only silence_s counts, and "
-            "validate is off, since a few-step model does not minimise the flow loss it compares"
+            "losses are distances of one step from the teacher, those of validate too"
         )
     elif source.config.is_post_trained:
         notes.append(

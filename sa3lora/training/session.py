@@ -39,11 +39,11 @@ from sa3lora.training.optimizers import check_optim
 from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan
 from sa3lora.training.precision import Precision, choose_precision
-from sa3lora.training.preview import preview_prompts
+from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
 from sa3lora.training.start import read_stack, read_start, start_identity
-from sa3lora.training.teacher_source import distilled, teacher_identity
+from sa3lora.training.teacher_source import teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Setup:
     adapter: AdapterConfig
     identity: dict[str, Any]
     stack: tuple[Stacked, ...] = ()
+    few_step: ModelSource | None = None  # plays previews too
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -86,7 +87,6 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
     check_base(recipe)
-    recipe = distilled(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -121,6 +121,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         adapter=AdapterConfig.from_section(recipe.adapter),
         identity=identity,
         stack=stack,
+        few_step=few_step_source(recipe, source),
     )
 
 
