@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from sa3lora.evaluation.bootstrap import Estimate
 from sa3lora.evaluation.plots import extrapolation_plot, interval_plot, pair_plot
 from sa3lora.evaluation.result import ClipPair, EvaluationResult
 from sa3lora.evaluation.scores import Score
+
+PICTURED_CLIPS = 8  # of both systems; a picture of each of hundreds would be slow to make
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -18,6 +21,7 @@ th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #8884
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.context, p.context { font-size: .8rem; opacity: .75; }
 audio { width: 15rem; height: 2rem; }
+img { width: 100%; max-width: 24rem; }
 .base { color: #6b7280; } .adapter { color: #c2410c; }
 """
 
@@ -124,17 +128,25 @@ def _clips(clips: tuple[ClipPair, ...]) -> str:
     head = "<tr><th>Prompt</th><th>Seed</th><th>Base</th><th>Adapter</th></tr>"
     rows = "".join(
         f'<tr><td>{escape(clip.prompt)}</td><td class="number">{clip.seed}</td>'
-        f"<td>{_player(clip.base, clip.base_clap)}</td>"
-        f"<td>{_player(clip.adapter, clip.adapter_clap)}</td></tr>"
-        for clip in clips
+        f"<td>{_player(clip.base, clip.base_clap, pictured=number < PICTURED_CLIPS)}</td>"
+        f"<td>{_player(clip.adapter, clip.adapter_clap, pictured=number < PICTURED_CLIPS)}</td>"
+        "</tr>"
+        for number, clip in enumerate(clips)
     )
     return f"<h2>Clips</h2>\n<table>{head}{rows}</table>"
 
 
-def _player(path: str, clap: float) -> str:
-    source = escape(quote(path))
+def picture_path(path: str) -> str:
+    """Name the spectrogram beside a clip."""
+    return str(PurePosixPath(path).with_suffix(".png"))
+
+
+def _player(path: str, clap: float, *, pictured: bool) -> str:
+    picture = escape(quote(picture_path(path)))
     return (
-        f'<audio controls preload="none" src="{source}"></audio><br><small>CLAP {clap:.3f}</small>'
+        f'<audio controls preload="none" src="{escape(quote(path))}"></audio><br>'
+        f"<small>CLAP {clap:.3f}</small>"
+        + (f'<br><img loading="lazy" alt="spectrogram" src="{picture}">' if pictured else "")
     )
 
 

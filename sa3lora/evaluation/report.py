@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sa3lora.audio import read_audio, spectrogram_png
 from sa3lora.errors import AudioError, EvaluationError
-from sa3lora.evaluation.page import render_page
+from sa3lora.evaluation.page import PICTURED_CLIPS, picture_path, render_page
 from sa3lora.evaluation.result import PAGE_NAME, RESULT_NAME, EvaluationResult
 from sa3lora.evaluation.scores import Score
 from sa3lora.runs import write_bytes_atomic, write_json_atomic
@@ -68,12 +69,16 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_report(result: EvaluationResult, folder: Path) -> None:
-    """Write `evaluation.json`, `report.html` and TensorBoard events into a folder.
+    """Write `evaluation.json`, `report.html`, its pictures and TensorBoard events into a folder.
 
     Args:
         result: What was found; paths of its clips lie below `folder`.
         folder: Exists already and holds the audio.
     """
+    for clip in result.clips[:PICTURED_CLIPS]:
+        for path in (clip.base, clip.adapter):
+            picture = spectrogram_png(*read_audio(folder / path))
+            write_bytes_atomic(folder / picture_path(path), picture)
     write_bytes_atomic(folder / PAGE_NAME, render_page(result).encode())
     _write_events(result, folder)
     write_json_atomic(folder / RESULT_NAME, result.to_json())

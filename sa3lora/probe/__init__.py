@@ -11,7 +11,7 @@ from sa3lora.probe.draws import (
 )
 from sa3lora.probe.gap import Gap, gap_between
 from sa3lora.probe.paired import PairedDifference, mean_by_track, paired_difference
-from sa3lora.probe.probe_set import ProbeItem, ProbeSet
+from sa3lora.probe.probe_set import ProbeItem, ProbeSet, like_lengths, round_robin
 from sa3lora.probe.strengths import StrengthSearch, search_strengths
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "draw_step",
     "draw_uncoupled",
     "gap_between",
+    "like_lengths",
     "loss_of_draws",
     "mean_by_track",
     "paired_difference",
     "predict_velocity",
+    "round_robin",
     "search_strengths",
 ]

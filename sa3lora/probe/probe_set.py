@@ -94,7 +94,7 @@ class ProbeSet:
                 f"{dataset.root} has no clip in its {dataset.split or 'whole'} split to probe."
             )
         generator = Generator().manual_seed(seed)
-        chosen = _round_robin([row.source for row in dataset.rows], num_tuples, generator)
+        chosen = round_robin([row.source for row in dataset.rows], num_tuples, generator)
         ratio = model_config.downsampling_ratio
         frames = [_limit(dataset.rows[index].num_frames, max_frames) for index in chosen]
         seconds = [
@@ -139,7 +139,8 @@ class ProbeSet:
             One loss a tuple, (n,), float32, on the CPU.
         """
         losses = torch.zeros(len(self.items))
-        for batch in self._batches():
+        lengths = [item.num_frames for item in self.items]
+        for batch in like_lengths(lengths, self._frames_per_batch):
             items = [self.items[n] for n in batch]
             latents, mask, draws = self._draw(items, denoiser.device)
             loss = loss_of_draws(
@@ -154,18 +155,6 @@ class ProbeSet:
             )
             losses[batch] = loss.per_item.cpu()
         return losses
-
-    def _batches(self) -> list[list[int]]:
-        order = sorted(range(len(self.items)), key=lambda n: (self.items[n].num_frames, n))
-        batches: list[list[int]] = []
-        for n in order:
-            # The order is ascending, so this clip is the longest of its batch.
-            width = self.items[n].num_frames
-            full = batches and len(batches[-1]) >= _MAX_BATCH
-            if not batches or full or (len(batches[-1]) + 1) * width > self._frames_per_batch:
-                batches.append([])
-            batches[-1].append(n)
-        return batches
 
     def _draw(
         self, items: Sequence[ProbeItem], device: torch.device
@@ -200,11 +189,23 @@ class ProbeSet:
         return torch.zeros_like(keep) if bool(keep.all()) else keep
 
 
+def like_lengths(lengths: Sequence[int], frames_per_batch: int) -> list[list[int]]:
+    """Put tuples of like lengths together, and no more frames than a batch may have."""
+    batches: list[list[int]] = []
+    for n in sorted(range(len(lengths)), key=lambda n: (lengths[n], n)):
+        # The order is ascending, so this clip is the longest of its batch.
+        full = batches and len(batches[-1]) >= _MAX_BATCH
+        if not batches or full or (len(batches[-1]) + 1) * lengths[n] > frames_per_batch:
+            batches.append([])
+        batches[-1].append(n)
+    return batches
+
+
 def _limit(num_frames: int, max_frames: int | None) -> int:
     return num_frames if max_frames is None else min(num_frames, max_frames)
 
 
-def _round_robin(tracks: Sequence[str], count: int, generator: Generator) -> list[int]:
+def round_robin(tracks: Sequence[str], count: int, generator: Generator) -> list[int]:
     """Choose clips track by track, in an order drawn once for tracks and for clips of each."""
     names = sorted(set(tracks))
     names = [names[n] for n in torch.randperm(len(names), generator=generator).tolist()]

@@ -33,17 +33,19 @@ from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.drift import drift_prompts
+from sa3lora.training.frozen import check_base
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
 from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan
 from sa3lora.training.precision import Precision, choose_precision
-from sa3lora.training.preview import preview_prompts
+from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
+from sa3lora.training.sharding import Sharding, choose_sharding, shard_base
 from sa3lora.training.start import read_stack, read_start, start_identity
-from sa3lora.training.teacher_source import distilled, teacher_identity
+from sa3lora.training.teacher_source import teacher_identity
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Setup:
     adapter: AdapterConfig
     identity: dict[str, Any]
     stack: tuple[Stacked, ...] = ()
+    sharding: Sharding | None = None
+    few_step: ModelSource | None = None  # plays previews too
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -87,7 +91,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
     if recipe.train.compile:
         require_compiler(accelerator.device.type)
-    recipe = distilled(recipe)
+    check_base(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -98,6 +102,8 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         rank=processes.rank,
         world_size=processes.size,
     )
+    adapter = AdapterConfig.from_section(recipe.adapter)
+    sharding = choose_sharding(recipe, adapter, num_processes=processes.size)
     plan = make_plan(
         recipe,
         source=source,
@@ -105,6 +111,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         precision=precision,
         device=device.type,
         world_size=processes.size,
+        sharding=sharding,
     )
     identity = run_identity(recipe, dataset=data.train.meta.fingerprint, dit_hash=source.dit_hash)
     stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
@@ -119,9 +126,11 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         device=device,
         processes=processes,
         plan=plan,
-        adapter=AdapterConfig.from_section(recipe.adapter),
+        adapter=adapter,
         identity=identity,
         stack=stack,
+        sharding=sharding,
+        few_step=few_step_source(recipe, source),
     )
 
 
@@ -147,8 +156,11 @@ def load_denoiser(setup: Setup) -> Denoiser:
         AdapterMismatchError: If it belongs to another base.
     """
     recipe = setup.recipe
-    device = str(setup.device)
-    denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
+    device = str(setup.device) if setup.sharding is None else "cpu"
+    precision = setup.precision
+    denoiser = setup.source.load_denoiser(
+        device=device, dtype=precision.base, quantised=precision.quantised
+    )
     how = setup.plan.recomputation
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     stored = CheckpointWeights(setup.source.weights_path)
@@ -163,6 +175,9 @@ def load_denoiser(setup: Setup) -> Denoiser:
     for module in denoiser.modules():
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)
+    if setup.sharding is not None:
+        with setup.autocast():
+            shard_base(denoiser, setup.sharding, device=setup.device)
     if recipe.train.compile:
         compile_blocks(denoiser.model)
     return denoiser

@@ -7,6 +7,7 @@ by the time the student loads, its latents are all on disk.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,18 @@ from torch import Generator, Tensor
 from sa3lora.adapters.find import find_adapter
 from sa3lora.flow import SAMPLING_DEFAULT, effective_length, interpolate, sample, shift
 from sa3lora.latents.collate import Crop, crop_seconds
+from sa3lora.latents.format import LatentsDataset
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.pipeline import Guidance, GuidedVelocity, SA3Pipeline
+from sa3lora.probe import round_robin
 from sa3lora.recipe import DistillSection, Recipe
 from sa3lora.runs import write_bytes_atomic
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.session import Setup
 from sa3lora.training.step import extend_by_silence
 from sa3lora.training.teacher_source import teacher_source
+from sa3lora.training.validation import SEEDS, VALIDATION, validated_splits
 
 Tell = Callable[[str], None]
 
@@ -52,15 +56,15 @@ class TeacherPair:
 
 
 class PairFolder:
-    """Pairs on disk, one file for each (clip, seed), float16."""
+    """Pairs on disk, one file for each clip and number, float16."""
 
     def __init__(self, folder: Path) -> None:
         """Point at a folder; it may be missing."""
         self._folder = folder
 
-    def read(self, index: int, seed: int) -> TeacherPair:
+    def read(self, clip_id: str, number: int) -> TeacherPair:
         """Read one pair; latents come back in float32 with the stored values."""
-        tensors = load_file(self._path(index, seed))
+        tensors = load_file(self._path(clip_id, number))
         return TeacherPair(
             start=tensors["start"].float(),
             target=tensors["target"].float(),
@@ -68,7 +72,7 @@ class PairFolder:
             seconds=float(tensors["seconds"]),
         )
 
-    def write(self, index: int, seed: int, pair: TeacherPair) -> None:
+    def write(self, clip_id: str, number: int, pair: TeacherPair) -> None:
         """Write one pair whole."""
         tensors = {
             "start": pair.start.half().contiguous(),
@@ -76,31 +80,80 @@ class PairFolder:
             "t": torch.tensor(pair.t, dtype=torch.float32),
             "seconds": torch.tensor(pair.seconds, dtype=torch.float32),
         }
-        write_bytes_atomic(self._path(index, seed), save(tensors))
+        write_bytes_atomic(self._path(clip_id, number), save(tensors))
 
-    def has(self, index: int, seed: int) -> bool:
+    def has(self, clip_id: str, number: int) -> bool:
         """Tell whether a pair is there and can be read."""
         try:
-            self.read(index, seed)
+            self.read(clip_id, number)
         except (OSError, SafetensorError, KeyError):
             return False
         return True
 
-    def _path(self, index: int, seed: int) -> Path:
-        return self._folder / f"{index:06d}-{seed:03d}.safetensors"
+    def _path(self, clip_id: str, number: int) -> Path:
+        # By the clip and not by its place, which is another one in a dataset that changed.
+        name = hashlib.sha256(clip_id.encode()).hexdigest()[:16]
+        return self._folder / f"{name}-{number:03d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One pair that a run needs: the clip in its split, its number and the seed of its draws."""
+
+    clips: LatentsDataset
+    index: int
+    number: int
+    seed: int
+
+    @property
+    def clip_id(self) -> str:
+        """The clip, as pairs are stored by."""
+        return self.clips.rows[self.index].clip_id
+
+
+def training_pairs(recipe: Recipe, data: TrainingData) -> list[Wanted]:
+    """List what a run is trained on."""
+    return [
+        Wanted(data.train, index, number, recipe.train.seed)
+        for index in range(len(data.train))
+        for number in range(recipe.distill.seeds)
+    ]
+
+
+def validation_pairs(recipe: Recipe, data: TrainingData) -> dict[str, list[Wanted]]:
+    """List by kind of clips what a run is validated on; every track counts alike.
+
+    Of training clips these are pairs that the run trains on, which cost no more of the teacher's
+    time. Those of held-out clips are the same in runs of other seeds.
+    """
+    found: dict[str, list[Wanted]] = {}
+    if not recipe.validation.every:
+        return found
+    for kind, clips in validated_splits(data).items():
+        seed = SEEDS[kind] if kind == VALIDATION else recipe.train.seed
+        times: Counter[int] = Counter()
+        found[kind] = []
+        tracks = [row.source for row in clips.rows]
+        order = Generator().manual_seed(SEEDS[kind])
+        for index in round_robin(tracks, recipe.validation.tuples, order):
+            number, times[index] = times[index], times[index] + 1
+            if kind == VALIDATION or number < recipe.distill.seeds:
+                found[kind].append(Wanted(clips, index, number, seed))
+    return found
 
 
 def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) -> None:
     """Let the teacher make what is not in the folder yet, and let go of it.
 
-    Processes share the work. Every pair follows from the run's seed, the clip and the number of
-    the pair, so an interrupted run makes only what is missing and ends with the same files.
+    Processes share the work. Every pair follows from its seed, the clip and the number of the
+    pair, so an interrupted run makes only what is missing and ends with the same files.
     """
     recipe, data, pairs = setup.recipe, setup.data, PairFolder(folder)
     assert recipe.distill.teacher is not None
-    wanted = [(n, k) for n in range(len(data.train)) for k in range(recipe.distill.seeds)]
+    held_out = validation_pairs(recipe, data).get(VALIDATION, [])
+    wanted = training_pairs(recipe, data) + held_out
     mine = wanted[setup.processes.rank :: setup.processes.size]
-    missing = [each for each in mine if not pairs.has(*each)]
+    missing = [each for each in mine if not pairs.has(each.clip_id, each.number)]
     if missing:
         on_cuda = setup.device.type == "cuda"
         pipeline = SA3Pipeline(
@@ -109,17 +162,19 @@ def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) 
             dtype=torch.float16 if on_cuda else torch.float32,
         )
         pipeline.load_adapter(find_adapter(recipe.distill.teacher))
-        tell(f"the teacher makes {len(missing)} of {len(wanted)} latents to learn from")
-        for index, seed in missing:
-            caption = data.train.rows[index].caption
+        tell(
+            f"the teacher makes {len(missing)} of {len(wanted)} latents, "
+            f"{len(held_out)} of them to validate on"
+        )
+        for each in missing:
             pair = make_pair(
                 pipeline.denoiser,
-                draw_start(recipe, data, setup.source.config, index=index, seed=seed),
-                text=text(caption),
+                draw_start(recipe, data, setup.source.config, wanted=each),
+                text=text(each.clips.rows[each.index].caption),
                 section=recipe.distill,
                 config=setup.source.config,
             )
-            pairs.write(index, seed, pair)
+            pairs.write(each.clip_id, each.number, pair)
     setup.processes.wait()
 
 
@@ -132,21 +187,19 @@ class Start:
     seconds: float
 
 
-def draw_start(
-    recipe: Recipe, data: TrainingData, config: ModelConfig, *, index: int, seed: int
-) -> Start:
-    """Draw level, crop, silence and noise of one pair, from the run's seed and the clip alone."""
-    clip = data.train[index]
-    generator = Generator().manual_seed(_pair_seed(recipe.train.seed, clip.clip_id, seed))
+def draw_start(recipe: Recipe, data: TrainingData, config: ModelConfig, *, wanted: Wanted) -> Start:
+    """Draw level, crop, silence and noise of one pair, from its seed, clip and number alone."""
+    clip = wanted.clips[wanted.index]
+    generator = Generator().manual_seed(_pair_seed(wanted.seed, clip.clip_id, wanted.number))
     steps = recipe.distill.student_steps
     u = 1.0 - _integer(steps, generator) / steps
     length = min(clip.num_frames, data.max_frames)
-    crop = Crop(index, _integer(clip.num_frames - length + 1, generator), length)
+    crop = Crop(wanted.index, _integer(clip.num_frames - length + 1, generator), length)
     latents = clip.latent[:, crop.start : crop.start + length].float()
     extended, mask = extend_by_silence(
         latents[None],
         torch.ones(1, length, dtype=torch.bool),
-        silence=data.train.silence,
+        silence=wanted.clips.silence,
         mean_s=recipe.objective.silence_s,
         model_config=config,
         generator=generator,

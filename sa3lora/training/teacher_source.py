@@ -75,14 +75,3 @@ def teacher_identity(recipe: Recipe, source: ModelSource) -> dict[str, str]:
             "which it is another teacher. Merge them into one adapter, and name that."
         )
     return {"distill.teacher": teacher.content_hash, "distill.base": base.dit_hash}
-
-
-def distilled(recipe: Recipe) -> Recipe:
-    """Switch the flow loss on fixed tuples off where a run learns from a teacher.
-
-    A few-step model does not minimise it, so it would call the wrong step the best.
-    """
-    if recipe.distill.teacher is None:
-        return recipe
-    off = recipe.validation.model_copy(update={"every": 0})
-    return recipe.model_copy(update={"validation": off})

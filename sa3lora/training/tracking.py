@@ -9,20 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from sa3lora.audio import wav_bytes
+from sa3lora.audio import spectrogram_png, wav_bytes
 from sa3lora.training.hparams import Setting, hparams_summaries
 
 TIME_BUCKETS = 5
-_SPECTROGRAM_FFT = 1024
-_SPECTROGRAM_RANGE_DB = 80.0
 _LAYOUT = {
     "adapter against base": {
         f"{title}, with its 95 % interval": [
@@ -124,9 +120,8 @@ class Tracker:
             content_type="audio/wav",
         )
         self._add(Summary(value=[Summary.Value(tag=tag, audio=value)]), step)
-        picture = spectrogram_image(samples.mean(dim=0))
-        with self._disk():
-            self._writer.add_image(f"{tag}/spectrogram", picture, step, dataformats="HWC")
+        picture = Summary.Image(encoded_image_string=spectrogram_png(samples, sample_rate))
+        self._add(Summary(value=[Summary.Value(tag=f"{tag}/spectrogram", image=picture)]), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text."""
@@ -172,32 +167,3 @@ def bucket_losses(t: Iterable[float], losses: Iterable[float]) -> dict[str, floa
         f"loss_by_t/{bucket * width:.1f}-{(bucket + 1) * width:.1f}": sum(group) / len(group)
         for bucket, group in sorted(grouped.items())
     }
-
-
-def spectrogram_image(samples: Tensor, *, height: int = 192, width: int = 512) -> np.ndarray:
-    """Draw a log-magnitude spectrogram, low frequencies at the bottom.
-
-    Args:
-        samples: One channel, (N,).
-        height: Rows of the picture.
-        width: Columns of the picture.
-
-    Returns:
-        Grey levels from black (80 dB below the loudest bin, or silence) to white, (H, W, 3), uint8.
-    """
-    padded = torch.nn.functional.pad(samples, (0, max(0, _SPECTROGRAM_FFT - len(samples))))
-    spectrum = torch.stft(
-        padded,
-        _SPECTROGRAM_FFT,
-        hop_length=max(1, len(padded) // width),
-        window=torch.hann_window(_SPECTROGRAM_FFT),
-        return_complex=True,
-    ).abs()
-    decibel = 20.0 * torch.log10(spectrum.clamp(min=1e-7))
-    peak = max(decibel.max().item(), -60.0)  # silence stays black
-    level = ((decibel - peak) / _SPECTROGRAM_RANGE_DB + 1.0).clamp(0.0, 1.0)
-    resized = torch.nn.functional.interpolate(
-        level[None, None], size=(height, width), mode="bilinear", align_corners=False
-    )[0, 0]
-    grey = (resized.flip(0) * 255.0).round().to(torch.uint8).numpy()
-    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from sa3lora.latents.format import LatentsDataset
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.probe import PairedDifference, ProbeSet, mean_by_track, paired_difference
@@ -18,7 +19,18 @@ from sa3lora.training.data import TrainingData
 VALIDATION = "validation"
 TRAINING = "train"
 # Seeds of the tuples; apart from the run's own, so that runs of other seeds are comparable.
-_SEEDS = {VALIDATION: 1234, TRAINING: 4321}
+SEEDS = {VALIDATION: 1234, TRAINING: 4321}
+
+
+class Probe(Protocol):
+    """Fixed tuples, and the losses of a model on them."""
+
+    @property
+    def tracks(self) -> Sequence[str]:
+        """The track of each tuple."""
+
+    def losses(self, denoiser: Denoiser, text: Callable[[str], Tensor]) -> Tensor:
+        """Return the loss of the model as it is on each tuple, (n,), float32, on the CPU."""
 
 
 @contextmanager
@@ -44,6 +56,12 @@ def evaluating(root: nn.Module) -> Iterator[None]:
     finally:
         for module, was in training.items():
             module.training = was
+
+
+def validated_splits(data: TrainingData) -> dict[str, LatentsDataset]:
+    """Give the clips to validate on by kind, held-out ones first if there are any."""
+    held_out = {} if data.validation is None else {VALIDATION: data.validation}
+    return {**held_out, TRAINING: data.train}
 
 
 @dataclass(frozen=True)
@@ -99,24 +117,25 @@ class Validator:
         data: TrainingData,
         source: ModelSource,
         text: Callable[[str], Tensor],
+        probes: Mapping[str, Probe] | None = None,
     ) -> None:
-        """Choose the tuples; nothing is computed yet."""
-        splits = {TRAINING: data.train}
-        if data.validation is not None:
-            splits = {VALIDATION: data.validation, TRAINING: data.train}
+        """Choose the tuples; nothing is computed yet.
+
+        `probes`, by kind of clips, are for a run that minimises something else than the flow loss.
+        """
         self._text = text
         self._base: dict[str, Tensor] = {}
-        self._probes = {
+        self._probes: Mapping[str, Probe] = probes or {
             kind: ProbeSet.build(
                 split,
                 recipe.validation.tuples,
-                seed=_SEEDS[kind],
+                seed=SEEDS[kind],
                 objective=recipe.objective,
                 model_config=source.config,
                 max_frames=data.max_frames,
                 frames_per_batch=recipe.data.frames_per_batch,
             )
-            for kind, split in splits.items()
+            for kind, split in validated_splits(data).items()
         }
 
     def run(self, denoiser: Denoiser, step: int) -> Validation:

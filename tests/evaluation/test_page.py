@@ -57,9 +57,9 @@ def test_nothing_from_outside_becomes_markup(result: EvaluationResult) -> None:
     assert "script" not in Page(text).tags
 
 
-def test_the_page_refers_to_its_own_audio_and_nothing_else(result: EvaluationResult) -> None:
+def test_the_page_refers_to_its_own_files_and_nothing_else(result: EvaluationResult) -> None:
     page = Page(render_page(result))
-    assert page.links == ["base/000.wav", "adapter/000.wav"]
+    assert page.links == ["base/000.wav", "base/000.png", "adapter/000.wav", "adapter/000.png"]
     assert page.tags.count("audio") == 2
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from sa3lora.audio import read_audio, spectrogram_png, write_audio
 from sa3lora.errors import EvaluationError
-from sa3lora.evaluation.report import check_output, replaced_folder
+from sa3lora.evaluation.report import check_output, replaced_folder, write_report
+from sa3lora.evaluation.result import AdapterUse, ClipPair, EvaluationResult, Settings
 
 
 def listing(folder: Path) -> list[str]:
@@ -57,3 +61,31 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
         check_output(tmp_path / "song.wav")
     (tmp_path / "empty").mkdir()
     check_output(tmp_path / "empty")
+
+
+def test_the_first_clips_are_drawn_and_the_page_shows_what_is_there(tmp_path: Path) -> None:
+    noise = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
+    names = [f"{number:03d}.wav" for number in range(9)]
+    for system in ("base", "adapter"):
+        (tmp_path / system).mkdir()
+        for name in names:
+            write_audio(tmp_path / system / name, noise, 8000)
+    result = EvaluationResult(
+        model="tiny",
+        adapters=(AdapterUse("a.safetensors", 1.0, "cd" * 32),),
+        settings=Settings(9, 1.0, 7, None, None),
+        scores=(),
+        clips=tuple(ClipPair("p", 7, f"base/{n}", f"adapter/{n}", 0.1, 0.2) for n in names),
+        extrapolations={},
+        notes=(),
+        folder=tmp_path,
+    )
+    write_report(result, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img [^>]*src="([^"]+)"', page)
+    assert len(shown) == 16
+    assert {str(path.relative_to(tmp_path).as_posix()) for path in tmp_path.glob("*/*.png")} == {
+        *shown
+    }
+    audio, rate = read_audio(tmp_path / "adapter/007.wav")
+    assert (tmp_path / "adapter/007.png").read_bytes() == spectrogram_png(audio, rate)

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator
 
 from sa3lora.adapters.files import read_adapter, write_adapter
 from sa3lora.adapters.stacked import Stacked, stack_metadata
 from sa3lora.errors import AdapterMismatchError, RecipeError
-from sa3lora.models.source import ModelSource, resolve_model
+from sa3lora.models.source import ModelSource
 from sa3lora.recipe import DistillSection, Recipe
 from sa3lora.runs import RunFolder
 from sa3lora.training.data import TrainingData
@@ -22,7 +19,14 @@ from sa3lora.training.distillation import distillation_loss
 from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
-from sa3lora.training.teacher import PairFolder, draw_start, make_pair, make_pairs
+from sa3lora.training.teacher import (
+    PairFolder,
+    Wanted,
+    draw_start,
+    make_pair,
+    make_pairs,
+    training_pairs,
+)
 from sa3lora.training.teacher_source import teacher_identity
 from sa3lora.training.trainer import plan_training, train
 
@@ -31,47 +35,6 @@ MakeRecipe = Callable[..., Recipe]
 
 class _Killed(BaseException):
     """Stands for a process that is gone."""
-
-
-@pytest.fixture(scope="session")
-def few_step(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> ModelSource:
-    """A sibling of the small model: same latents and prompts, another transformer."""
-    folder = tmp_path_factory.mktemp("models") / "quick"
-    shutil.copytree(small_model, folder)
-    config = json.loads((folder / "model_config.json").read_text())
-    config["model"]["diffusion"]["diffusion_objective"] = "rf_denoiser"
-    (folder / "model_config.json").write_text(json.dumps(config))
-    tensors = load_file(folder / "model.safetensors")
-    generator = Generator().manual_seed(0)
-    for key, tensor in tensors.items():
-        if key.startswith("model.") and key.endswith("weight"):
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensors[key] = tensor + 0.02 * noise.to(tensor.dtype)
-    save_file(tensors, folder / "model.safetensors")
-    return resolve_model(str(folder))
-
-
-@pytest.fixture
-def teacher(tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe) -> Path:
-    run = RunFolder.create("teacher", root=tmp_path)
-    train(
-        make_recipe("train.max_steps=2", "validate.every=0"), run=run, source=source, device="cpu"
-    )
-    return run.adapter_path
-
-
-@pytest.fixture
-def make_student(
-    make_recipe: MakeRecipe, few_step: ModelSource, small_model: Path, teacher: Path
-) -> MakeRecipe:
-    def make(*overrides: str) -> Recipe:
-        fixed = (
-            f"model={few_step.folder}", f"distill.base={small_model}",
-            f"distill.teacher={teacher}", "distill.teacher_steps=3", "distill.seeds=2",
-        )  # fmt: skip
-        return make_recipe(*fixed, *overrides)
-
-    return make
 
 
 def _hash(run: RunFolder) -> str:
@@ -93,7 +56,7 @@ def test_a_killed_run_ends_in_the_same_adapter_and_the_teacher_works_once(
     with pytest.raises(_Killed):
         train(recipe, run=run, source=few_step, device="cpu", progress=kill)
     made = {path: path.stat().st_mtime_ns for path in (run.path / "teacher").iterdir()}
-    assert len(made) == 2 * 6, "two of each training clip"
+    assert len(made) == 2 * 6 + 6, "two of each training clip, six to validate on"
     lost = sorted(made)[3]
     lost.write_bytes(b"torn")
     train(recipe, run=run, source=few_step, device="cpu", resume=True)
@@ -125,7 +88,7 @@ def test_training_lowers_the_distance_from_the_teacher(
         losses = [
             distillation_loss(
                 denoiser,
-                [pairs.read(n, k) for n in numbers],
+                [pairs.read(setup.data.train.rows[n].clip_id, k) for n in numbers],
                 text=[text(setup.data.train.rows[n].caption) for n in numbers],
             )
             for k in range(2)
@@ -147,7 +110,7 @@ def test_a_teacher_of_one_step_without_guidance_is_at_no_distance_from_itself(
     pairs = [
         make_pair(
             denoiser,
-            draw_start(recipe, data, source.config, index=n, seed=0),
+            draw_start(recipe, data, source.config, wanted=Wanted(data.train, n, 0, 42)),
             text=text[n], section=section, config=source.config,
         )
         for n in range(3)
@@ -164,12 +127,12 @@ def test_starts_lie_at_the_noise_levels_of_the_sampler_and_differ_by_seed_and_cl
     recipe = make_recipe("distill.student_steps=4")
     data = TrainingData(recipe, source=source)
     starts = {
-        (n, k): draw_start(recipe, data, source.config, index=n, seed=k)
+        (n, k): draw_start(recipe, data, source.config, wanted=Wanted(data.train, n, k, 42))
         for n in range(2)
         for k in range(30)
     }
     assert {start.u for start in starts.values()} == {1.0, 0.75, 0.5, 0.25}
-    again = draw_start(recipe, data, source.config, index=1, seed=4)
+    again = draw_start(recipe, data, source.config, wanted=Wanted(data.train, 1, 4, 42))
     assert torch.equal(again.latents, starts[1, 4].latents)
     values = {float(start.latents[0, 0]) for start in starts.values()}
     assert len(values) > 50
@@ -187,22 +150,20 @@ def test_pairs_come_back_as_they_were_stored(
         make_pairs(setup, text, tmp_path / "one", tell=notes.append)
         make_pairs(setup, text, tmp_path / "one", tell=notes.append)
         make_pairs(setup, text, tmp_path / "two", tell=notes.append)
-    assert notes == ["the teacher makes 12 of 12 latents to learn from"] * 2
+    assert notes == ["the teacher makes 18 of 18 latents, 6 of them to validate on"] * 2
     one, two = PairFolder(tmp_path / "one"), PairFolder(tmp_path / "two")
-    for n in range(6):
-        first, second = one.read(n, 1), two.read(n, 1)
+    for wanted in training_pairs(setup.recipe, setup.data):
+        first, second = (each.read(wanted.clip_id, wanted.number) for each in (one, two))
         assert torch.equal(first.target, second.target)
         assert torch.equal(first.start, second.start)
-        start = draw_start(setup.recipe, setup.data, few_step.config, index=n, seed=1)
+        start = draw_start(setup.recipe, setup.data, few_step.config, wanted=wanted)
         assert torch.equal(first.start, start.latents), "stored exactly as the teacher saw it"
-    assert not one.has(6, 0)
+    assert not one.has("another clip", 0)
 
 
-def test_what_does_not_count_is_said_and_validation_is_off(
-    few_step: ModelSource, make_student: MakeRecipe
-) -> None:
+def test_what_does_not_count_is_said(few_step: ModelSource, make_student: MakeRecipe) -> None:
     plan = plan_training(make_student(), source=few_step, device="cpu")
-    assert any("only silence_s counts, and validate is off" in note for note in plan.notes)
+    assert any("only silence_s counts, and losses are" in note for note in plan.notes)
 
 
 def test_a_few_step_model_without_a_teacher_is_pointed_out(

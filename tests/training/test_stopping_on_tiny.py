@@ -63,7 +63,8 @@ def test_three_clips_learned_by_heart_are_warned_of_and_the_step_before_is_chose
         tmp_path, tiny, style="lofi tape", tracks=9, share=0.34, seconds=6.0, seed=31_000
     )
     assert len(LatentsDataset.open(latents, split="train")) == 3
-    recipe = load_recipe("tiny_style", _overrides(latents, steps=100, every=10, seed=1))
+    overrides = [*_overrides(latents, steps=100, every=10, seed=1), "optim.lr=1e-3"]
+    recipe = load_recipe("tiny_style", overrides)
     told: list[TrainEvent] = []
     run = RunFolder.create("three", root=tmp_path)
     result = train(recipe, run=run, source=tiny, device="cpu", progress=told.append)
