@@ -53,8 +53,8 @@ class Sa3Variant(lora.LoraVariant):  # type: ignore[misc]
     def init(module: Any, adapter_name: str, *, config: Sa3LoraConfig, **_: Any) -> None:
         """Add the parts of the type; their values are set after injection."""
         assert config.sa3_type is not None
-        weight = module.get_base_layer().weight
-        parts = AdapterParts(config.sa3_type, r=config.r, weight=weight)
+        layer = module.get_base_layer()
+        parts = AdapterParts(config.sa3_type, r=config.r, layer=layer)
         getattr(module, _PARTS)[adapter_name] = parts
         if config.sa3_type.endswith("-xs"):
             module.frozen_peft_weight_names = {

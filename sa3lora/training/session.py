@@ -41,6 +41,7 @@ from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
+from sa3lora.training.sharding import Sharding, choose_sharding, shard_base
 from sa3lora.training.start import read_stack, read_start, start_identity
 from sa3lora.training.teacher_source import teacher_identity
 
@@ -61,6 +62,7 @@ class Setup:
     adapter: AdapterConfig
     identity: dict[str, Any]
     stack: tuple[Stacked, ...] = ()
+    sharding: Sharding | None = None
     few_step: ModelSource | None = None  # plays previews too
 
     @contextmanager
@@ -95,6 +97,8 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         rank=processes.rank,
         world_size=processes.size,
     )
+    adapter = AdapterConfig.from_section(recipe.adapter)
+    sharding = choose_sharding(recipe, adapter, num_processes=processes.size)
     plan = make_plan(
         recipe,
         source=source,
@@ -102,6 +106,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         precision=precision,
         device=device.type,
         world_size=processes.size,
+        sharding=sharding,
     )
     identity = run_identity(recipe, dataset=data.train.meta.fingerprint, dit_hash=source.dit_hash)
     stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
@@ -116,9 +121,10 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         device=device,
         processes=processes,
         plan=plan,
-        adapter=AdapterConfig.from_section(recipe.adapter),
+        adapter=adapter,
         identity=identity,
         stack=stack,
+        sharding=sharding,
         few_step=few_step_source(recipe, source),
     )
 
@@ -145,7 +151,7 @@ def load_denoiser(setup: Setup) -> Denoiser:
         AdapterMismatchError: If it belongs to another base.
     """
     recipe = setup.recipe
-    device = str(setup.device)
+    device = str(setup.device) if setup.sharding is None else "cpu"
     denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
     how = setup.plan.recomputation
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
@@ -161,6 +167,9 @@ def load_denoiser(setup: Setup) -> Denoiser:
     for module in denoiser.modules():
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)
+    if setup.sharding is not None:
+        with setup.autocast():
+            shard_base(denoiser, setup.sharding, device=setup.device)
     if recipe.train.compile:
         denoiser.model.compile(dynamic=True)
     return denoiser
