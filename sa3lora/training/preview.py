@@ -194,11 +194,15 @@ def ground_truth(data: TrainingData, prompts: Sequence[str]) -> Clip | None:
 def few_step_source(recipe: Recipe, source: ModelSource) -> ModelSource | None:
     """Find the few-step sibling that the recipe names; its weights are not loaded.
 
+    Without previews nothing is looked for, and None returned.
+
     Raises:
         RecipeError: If there is no such model, it is not a few-step model or not a sibling of the
             model that is trained, or one of them cannot play for as long as the recipe wants.
     """
     name = recipe.preview.few_step_model
+    if not recipe.preview.every:
+        return None
     if name is None:
         _check_duration(recipe, source)
         return None

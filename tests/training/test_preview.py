@@ -136,7 +136,7 @@ def test_a_sibling_plays_the_very_change_that_is_trained(
 def test_a_model_that_is_no_few_step_sibling_is_refused(
     source: ModelSource, make_recipe: Callable[..., Recipe], small_model: Path
 ) -> None:
-    recipe = make_recipe(f"preview.few_step_model={small_model}")
+    recipe = make_recipe("preview.every=1", f"preview.few_step_model={small_model}")
     with pytest.raises(RecipeError, match=r"preview.few_step_model: .* is no few-step model"):
         few_step_source(recipe, source)
 
@@ -153,7 +153,8 @@ def test_previews_that_cannot_be_made_are_refused_with_the_plan(
     source: ModelSource, make_recipe: Callable[..., Recipe], override: str, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        plan_training(make_recipe(override), source=source, device="cpu")
+        plan_training(make_recipe("preview.every=1", override), source=source, device="cpu")
+    plan_training(make_recipe(override), source=source, device="cpu")  # previews are off
 
 
 def test_a_few_step_model_of_shorter_clips_limits_the_previews(
@@ -166,7 +167,11 @@ def test_a_few_step_model_of_shorter_clips_limits_the_previews(
     longest = resolve_model(str(few_step_model)).config.max_duration_s
     assert longest < source.config.max_duration_s
     wanted = (longest + source.config.max_duration_s) / 2
-    recipe = make_recipe(f"preview.few_step_model={few_step_model}", f"preview.duration_s={wanted}")
+    recipe = make_recipe(
+        "preview.every=1",
+        f"preview.few_step_model={few_step_model}",
+        f"preview.duration_s={wanted}",
+    )
     with pytest.raises(RecipeError, match=r"preview.duration_s: few makes at most"):
         few_step_source(recipe, source)
 
