@@ -7,3 +7,8 @@ Everything here follows one rule for any number of adapters and any strengths:
 
 Only this package imports peft.
 """
+
+import logging
+
+# peft imports bitsandbytes where it is installed, which warns of a kernel that we do not use
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -5,14 +5,16 @@
 PEFT's own branch makes four tensors of the size of the output forward and two backward, and keeps
 what autograd asks for. Here the change is added into the output of the base in place, no gradient
 of W is ever formed, and only the input is kept; of a layer with magnitudes the output too, which
-its successor keeps anyway.
+its successor keeps anyway. A weight that is held in few bits is made again for each product, and
+kept in those bits alone.
 
 At g = 1 and B = 0 the output is the base layer's, bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +22,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
+class Form(Protocol):
+    """How tensors that hold a matrix otherwise, say in few bits, become that matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix."""
+
+    def matrix(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Make the matrix in a type."""
+
+
 def low_rank_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | tuple[Form, Sequence[Tensor]],
     bias: Tensor | None,
     *,
     down: Tensor,
@@ -36,7 +49,7 @@ def low_rank_linear(
 
     Args:
         x: Input, (..., fan_in).
-        weight: W, frozen, (fan_out, fan_in).
+        weight: W, frozen, (fan_out, fan_in), or what holds it and how it becomes that.
         bias: b, frozen, (fan_out,).
         down: A, (r, fan_in).
         up: B with its scale multiplied in, (fan_out, r).
@@ -44,10 +57,11 @@ def low_rank_linear(
     """
     dtype = compute_dtype(x)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    form, held = (None, (weight,)) if isinstance(weight, Tensor) else weight
     y: Tensor = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
-        flat, weight, bias, down, up, rows
+        flat, form, bias, down, up, rows, *held
     )
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return y.view(*x.shape[:-1], up.shape[0])
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -64,16 +78,18 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        form: Form | None,
         bias: Tensor | None,
         down: Tensor,
         up: Tensor,
         rows: Tensor | None,
+        *held: Tensor,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             dtype = x.dtype
             hidden = x @ down.to(dtype).T  # (N, r)
-            y = functional.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+            weight = _matrix(form, held, dtype)
+            y = functional.linear(x, weight, None if bias is None else bias.to(dtype))
             change = up
             if rows is not None:
                 y.mul_(rows.to(dtype))
@@ -82,13 +98,14 @@ class _LowRankLinear(torch.autograd.Function):
                     y.add_(((1.0 - rows) * bias).to(dtype))
             y.addmm_(hidden, change.to(dtype).T)
         kept = None if rows is None else y
-        ctx.save_for_backward(x, weight, bias, down, up, rows, hidden, kept)
+        ctx.form = form
+        ctx.save_for_backward(x, bias, down, up, rows, hidden, kept, *held)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, down, up, rows, hidden, y = ctx.saved_tensors
+        x, bias, down, up, rows, hidden, y, *held = ctx.saved_tensors
         grad, dtype = grads[0], x.dtype
         change = up if rows is None else rows[:, None] * up
         inner = grad @ change.to(dtype)  # (N, r)
@@ -103,9 +120,13 @@ class _LowRankLinear(torch.autograd.Function):
             scaled = grad * rows.to(dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = scaled @ weight.to(dtype)
+            grad_x = scaled @ _matrix(ctx.form, held, dtype)
             grad_x.addmm_(inner, down.to(dtype))
-        return grad_x, None, None, grad_down, grad_up, grad_rows
+        return grad_x, None, None, grad_down, grad_up, grad_rows, *(None for _ in held)
+
+
+def _matrix(form: Form | None, held: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return held[0].to(dtype) if form is None else form.matrix(held, dtype)
 
 
 def _of_rows(grad: Tensor, y: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from sa3lora.adapters import lokr
 from sa3lora.adapters.config import LOKR, LOW_RANK, AdapterConfig
 from sa3lora.adapters.files import AdapterFile
 from sa3lora.adapters.parts import PISSA, report_dead
+from sa3lora.adapters.quantised import check_quantised
 from sa3lora.adapters.sites import check_layers, find_layers, patterns_for, select_sites
 from sa3lora.adapters.variants import Sa3LoraConfig, is_variant, low_rank_of, parts_of
 from sa3lora.adapters.weights import Weights
@@ -57,11 +58,12 @@ def inject_adapter(
 
     Raises:
         AdapterError: If the name is taken, a pattern matches nothing, the rank exceeds a layer
-            whose singular vectors are needed, or a chosen convolution cannot carry the type.
+            whose singular vectors are needed, or a convolution or quantised layer cannot carry it.
     """
     layers = find_layers(root)
     sites = select_sites(layers, config)
     check_layers({site: layers[site] for site in sites}, config)
+    check_quantised((layers[site] for site in sites), config, stored=stored is not None)
     if config.type == LOKR:
         lokr.inject_lokr(root, config, adapter_name=adapter_name, seed=seed, sites=sites)
         return sites

@@ -80,11 +80,12 @@ class AdapterParts(nn.Module):
         """The base weight, without whatever else is folded into the layer.
 
         Asked for anew each time: where a base is spread over processes it is whole only while its
-        block computes.
+        block computes, and one in few bits is made whole for the call.
         """
         if self._apart is not None:
             return self._apart
-        return self._layer[0].get_parameter("weight").detach()
+        weight: Tensor = self._layer[0].weight  # type: ignore[assignment]
+        return weight.detach()
 
     @property
     def matrix(self) -> Tensor:

@@ -52,6 +52,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):  # without its weight, which may have to be made first
+        return layer.out_features, layer.in_features
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     return tuple(weight.shape)

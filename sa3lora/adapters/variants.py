@@ -23,6 +23,7 @@ from torch.nn import functional
 from sa3lora.adapters.config import LOW_RANK
 from sa3lora.adapters.fused import low_rank_linear
 from sa3lora.adapters.parts import PISSA, AdapterParts
+from sa3lora.adapters.quantised import is_quantised
 from sa3lora.errors import AdapterError
 
 _FIELD = "sa3_type"
@@ -138,7 +139,8 @@ class Sa3Linear(_Sa3Layer, lora.Linear):  # type: ignore[misc]
             with torch.autocast(x.device.type, enabled=False):
                 rows = layer.lora_parts[name].scaling(down, up).rows
         base = layer.get_base_layer()
-        return low_rank_linear(x, base.weight, base.bias, down=down, up=up, rows=rows)
+        weight = base.quantised if is_quantised(base) else base.weight
+        return low_rank_linear(x, weight, base.bias, down=down, up=up, rows=rows)
 
 
 class Sa3Conv1d(_Sa3Layer, lora.Conv1d):  # type: ignore[misc]
@@ -176,7 +178,9 @@ def _fusible(layer: Any) -> str | None:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.get_base_layer()
-    if len(active) != 1 or type(base) is not nn.Linear or base.weight.requires_grad:
+    if len(active) != 1 or not (is_quantised(base) or type(base) is nn.Linear):
+        return None
+    if not is_quantised(base) and base.weight.requires_grad:
         return None
     name = str(active[0])
     dropout = layer.lora_dropout[name]

@@ -23,6 +23,7 @@ from sa3lora.models.config import ModelConfig
 from sa3lora.models.config_parse import load_config
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.hub import MODEL_FILES, download
+from sa3lora.models.quantised import QuantKind, quantising
 from sa3lora.models.registry import MODELS, TINY_FOLDER
 from sa3lora.models.same import SameAutoencoder
 from sa3lora.models.text import TextEncoder
@@ -76,16 +77,34 @@ class ModelSource:
         by_name = dict(sorted(self._autoencoder_keys.items(), key=lambda item: item[1]))
         return hash_tensors(stream_tensors(self.weights_path, by_name))
 
-    def load_denoiser(self, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
+    def load_denoiser(
+        self,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantised: QuantKind | None = None,
+    ) -> Denoiser:
         """Load transformer and conditioners, frozen.
 
+        Args:
+            device: Where they go.
+            dtype: Type of the weights, or of what is not quantised.
+            quantised: Hold the linear layers of the blocks in so few bits. They are quantised one
+                at a time, so that the whole model is never there in another form.
+
         Raises:
-            ModelError: If the attention back-end that is asked for cannot run here.
+            ModelError: If the attention back-end that is asked for cannot run here, or what
+                quantises is not installed.
         """
         choose_backend(torch.device(device).type, dtype)
         with torch.device("meta"):
             denoiser = Denoiser(self.config)
         tensors = read_tensors(self.weights_path, self._denoiser_keys)
+        if quantised is not None:
+            tensors = quantising(
+                denoiser, stream_tensors(self.weights_path, self._denoiser_keys),
+                kind=quantised, device=device, dtype=dtype,
+            )  # fmt: skip
         fill(denoiser, tensors, device=device, dtype=dtype)
         return denoiser.eval().requires_grad_(False)
 

@@ -75,7 +75,7 @@ class TrainSection(Section):
     max_steps: Count = 1000
     seed: Annotated[int, Field(ge=0, lt=1 << 63), BeforeValidator(no_bool)] = 42
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    base_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    base_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     grad_accum: Count = 1
     checkpointing: Literal["auto", "fast", "lean"] | bool | float = "auto"
     compile: bool = False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.quantised import quantised_problem
 from sa3lora.adapters.sites import site_shapes
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.quantised import QUANT_KINDS
+from sa3lora.training.frozen import FrozenBytes, frozen_bytes, held_in
 from sa3lora.training.memory import (
     LEAN_SHARE,
     Recomputation,
@@ -19,8 +23,8 @@ from sa3lora.training.memory import (
 )
 
 CARDS_GB = (6, 8, 12, 16, 24)
-#: Bytes of one frozen weight, by `train.base_dtype`.
-BASE_BYTES = {"bfloat16": 2.0, "float32": 4.0}
+#: Values of `train.base_dtype` that are tried.
+BASE_DTYPES = (*QUANT_KINDS, "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class Fit:
     recomputation: str
 
 
-def what_fits(memory: StepMemory, *, longest: int) -> list[Fit]:
+def what_fits(memory: StepMemory, *, frozen: Mapping[str, FrozenBytes], longest: int) -> list[Fit]:
     """Try every card with every type of the base.
 
     Args:
         memory: Of the model with its adapter.
+        frozen: Bytes of the base, by its type.
         longest: Frames of the model's longest clip; less recomputation is preferred once this fits.
     """
     depth = memory.dit.depth
@@ -56,8 +61,13 @@ def what_fits(memory: StepMemory, *, longest: int) -> list[Fit]:
     ]
     rows = []
     for card in CARDS_GB:
-        for name, size in BASE_BYTES.items():
-            ours = replace(memory, base_bytes=size, compute=torch.bfloat16)
+        for name, size in frozen.items():
+            ours = replace(
+                memory,
+                base_bytes=size.held / memory.num_base,
+                unpacking=size.unpacking,
+                compute=torch.bfloat16,
+            )
             found = largest_fit(ours, card * 10**9, hows=hows, limit=longest)
             frames, how = (found[1], found[0].describe(depth)) if found else (None, "")
             rows.append(Fit(card, name, frames, how))
@@ -65,7 +75,10 @@ def what_fits(memory: StepMemory, *, longest: int) -> list[Fit]:
 
 
 def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
-    """Say what fits of a model whose every layer carries an adapter."""
+    """Say what fits of a model whose every layer carries an adapter.
+
+    A base in few bits is tried for the adapters that can be trained on it.
+    """
     assert config.dit is not None
     with torch.device("meta"):
         denoiser = Denoiser(config)
@@ -79,4 +92,7 @@ def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
         magnitudes=wants_magnitudes(adapter.type),
         context_tokens=config.max_prompt_tokens + 1,
     )
-    return what_fits(memory, longest=config.sample_size // config.downsampling_ratio)
+    names = BASE_DTYPES if quantised_problem(adapter) is None else BASE_DTYPES[len(QUANT_KINDS) :]
+    frozen = {name: frozen_bytes(denoiser, held_in(name)) for name in names}
+    longest = config.sample_size // config.downsampling_ratio
+    return what_fits(memory, frozen=frozen, longest=longest)

@@ -58,10 +58,11 @@ class StepMemory:
         dit: Sizes of the transformer.
         num_base: Numbers in the frozen weights.
         num_trained: Numbers in the adapter.
-        base_bytes: Bytes of one frozen number.
+        base_bytes: Bytes of one frozen number, on average.
         compute: Type of the activations.
         magnitudes: Whether the adapter's type keeps outputs for its magnitudes.
         context_tokens: Of the prompt and the duration.
+        unpacking: Bytes beside them while a weight that is held in few bits is multiplied with.
     """
 
     dit: DitConfig
@@ -71,11 +72,12 @@ class StepMemory:
     compute: torch.dtype
     magnitudes: bool = False
     context_tokens: int = 257
+    unpacking: int = 0
 
     @property
     def weights(self) -> int:
-        """Frozen weights."""
-        return round(self.num_base * self.base_bytes)
+        """Frozen weights, and the one that is made of few bits at a time."""
+        return round(self.num_base * self.base_bytes) + self.unpacking
 
     @property
     def trained(self) -> int:

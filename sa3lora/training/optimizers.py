@@ -19,6 +19,8 @@ _EPS = 1e-8
 _LR_SCALE = "lr_scale"
 # Device types on which torch has AdamW in one pass over all tensors.
 _FUSED = ("cpu", "cuda", "mps")
+# Device types on which bitsandbytes has AdamW with moments of 8 bits.
+_EIGHT_BIT = ("cpu", "cuda")
 _LOW_RANK = (".lora_A", ".lora_B", ".M_xs")
 
 Groups = list[dict[str, Any]]
@@ -190,11 +192,12 @@ def _adamw8bit(groups: Groups, optim: OptimSection) -> Optimizer:
     except ImportError as error:
         raise RecipeError(_missing("adamw8bit", "bitsandbytes", extra="quant")) from error
     found = {parameter.device.type for group in groups for parameter in group["params"]}
-    if found != {"cuda"}:
+    if not found <= set(_EIGHT_BIT):
         raise RecipeError(
-            f"optim.name: adamw8bit runs on CUDA, this run is on {', '.join(sorted(found))}. "
-            "Take optim.name=adamw."
+            f"optim.name: adamw8bit runs on CUDA and CPUs, this run is on "
+            f"{', '.join(sorted(found))}. Take optim.name=adamw."
         )
+    # Tensors of fewer than 4096 numbers, such as magnitudes, keep moments of 32 bits.
     optimizer: Optimizer = AdamW8bit(groups, lr=optim.lr, betas=optim.betas, eps=_EPS)
     return optimizer
 

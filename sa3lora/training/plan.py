@@ -14,6 +14,7 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TrainingData
+from sa3lora.training.frozen import frozen_bytes
 from sa3lora.training.memory import (
     Recomputation,
     StepMemory,
@@ -83,14 +84,16 @@ def make_plan(
     share = None if sharding is None else share_of_base(denoiser, sharding)
     batches = batch_statistics(data)
     assert source.config.dit is not None  # a Denoiser was built from it
+    frozen = frozen_bytes(denoiser, precision)
     memory = StepMemory(
         dit=source.config.dit,
         num_base=num_base if share is None else share.kept + share.gathered,
         num_trained=num_parameters,
-        base_bytes=precision.base.itemsize,
+        base_bytes=frozen.held / num_base,
         compute=precision.compute,
         magnitudes=wants_magnitudes(adapter.type),
         context_tokens=source.config.max_prompt_tokens + 1,
+        unpacking=frozen.unpacking,
     )
     how = choose_recomputation(
         recipe.train.checkpointing, memory, num_frames=batches.largest_frames,

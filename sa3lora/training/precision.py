@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sa3lora.errors import RecipeError
+from sa3lora.models.quantised import QuantKind
 from sa3lora.recipe import TrainSection
 
 _DTYPES = {
@@ -23,22 +24,26 @@ class Precision:
     Attributes:
         base: Type that the frozen weights are stored in.
         compute: Type of matrix products; adapters and their optimizer are float32 always.
+        quantised: What the linear layers of the blocks are held in instead; None for `base`.
     """
 
     base: torch.dtype
     compute: torch.dtype
+    quantised: QuantKind | None = None
 
     def __str__(self) -> str:
         """Give both, for the plan."""
         base, compute = (str(dtype).removeprefix("torch.") for dtype in (self.base, self.compute))
+        if self.quantised is not None:
+            base = f"{self.quantised} in the blocks and {base} around them"
         return f"base {base}, products {compute}, adapter float32"
 
 
 def choose_precision(train: TrainSection, *, device: str) -> Precision:
     """Resolve `auto`: bfloat16 on CUDA, float32 elsewhere.
 
-    A base of type `auto` is stored in the type of the products, so that it is not converted anew
-    in every layer of every step.
+    A base of type `auto`, and what is not quantised of one that is, is stored in the type of the
+    products, so that it is not converted anew in every layer of every step.
 
     Raises:
         RecipeError: For float16 products, which need a loss scale that we do not keep.
@@ -49,6 +54,8 @@ def choose_precision(train: TrainSection, *, device: str) -> Precision:
         )
     automatic = torch.bfloat16 if device == "cuda" else torch.float32
     compute = automatic if train.dtype == "auto" else _DTYPES[train.dtype]
+    if train.base_dtype == "int8" or train.base_dtype == "nf4":
+        return Precision(base=compute, compute=compute, quantised=train.base_dtype)
     base = compute if train.base_dtype == "auto" else _DTYPES[train.base_dtype]
     if base == torch.float16 and compute == torch.float32:
         raise RecipeError("train.base_dtype: float16 needs train.dtype=bfloat16")

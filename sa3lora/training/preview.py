@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa3lora.adapters.bases import pin_bases
 from sa3lora.adapters.config import AdapterConfig
-from sa3lora.adapters.fold import Setting
 from sa3lora.adapters.inject import export_file
+from sa3lora.adapters.weights import CheckpointWeights
 from sa3lora.audio import write_audio
 from sa3lora.errors import RecipeError, Sa3LoraError
 from sa3lora.latents.format import Clip
@@ -19,9 +20,10 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource, resolve_model
 from sa3lora.models.text import folder_hash
 from sa3lora.pipeline import SA3Pipeline
-from sa3lora.recipe import Recipe
+from sa3lora.recipe import AdapterSection, Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.rng import undisturbed_rng
+from sa3lora.training.start import read_stack
 from sa3lora.training.tracking import Tracker
 from sa3lora.training.validation import evaluating, without_adapters
 
@@ -55,7 +57,7 @@ class Previewer:
         self.duration_s = preview_duration(recipe, source, data, few_step=few_step)
         self._truth = ground_truth(data, self.prompts)
         self._few_step = few_step
-        self._adapter = AdapterConfig.from_section(recipe.adapter)
+        self._section = recipe.adapter
         self._steps = recipe.preview.steps
         self._source = source
         self._text = text
@@ -104,7 +106,7 @@ class Previewer:
     ) -> list[Path]:
         """Play the adapter on the few-step sibling, with that model's own steps and sampler."""
         pipeline = self._pipeline(source)
-        pipeline.stack.add(export_file(denoiser, self._adapter), "adapter", setting=Setting())
+        load_trained(pipeline, denoiser, self._section, source=self._source)
         paths = self._paths(f"few-{_adapter_label(step)}")
         return self._write(pipeline, paths, tag="few_step", step=step, tracker=tracker)
 
@@ -160,6 +162,27 @@ def _adapter_label(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def load_trained(
+    pipeline: SA3Pipeline, denoiser: Denoiser, section: AdapterSection, *, source: ModelSource
+) -> None:
+    """Load what a run is training into a pipeline of a sibling, as users would of its file.
+
+    With it come the adapters that it is trained on top of; an `-xs` adapter keeps the directions
+    of its own base, since its numbers mean another change in those of the sibling.
+
+    Args:
+        pipeline: Of a sibling, without adapters.
+        denoiser: The model in training.
+        section: The recipe's `adapter` section.
+        source: The model that is trained.
+    """
+    for stacked, frozen, strength in read_stack(section, source):
+        pipeline.stack.add(frozen, f"below {stacked.content_hash}", strength=strength)
+    adapter = export_file(denoiser, AdapterConfig.from_section(section))
+    adapter = pin_bases(adapter, CheckpointWeights(source.weights_path), carry=True)
+    pipeline.stack.add(adapter, "adapter")
+
+
 def ground_truth(data: TrainingData, prompts: Sequence[str]) -> Clip | None:
     """Choose the clip to hear beside the previews: of the first prompt if one has it as caption."""
     clips = data.train if data.validation is None else data.validation
@@ -171,11 +194,15 @@ def ground_truth(data: TrainingData, prompts: Sequence[str]) -> Clip | None:
 def few_step_source(recipe: Recipe, source: ModelSource) -> ModelSource | None:
     """Find the few-step sibling that the recipe names; its weights are not loaded.
 
+    Without previews nothing is looked for, and None returned.
+
     Raises:
         RecipeError: If there is no such model, it is not a few-step model or not a sibling of the
             model that is trained, or one of them cannot play for as long as the recipe wants.
     """
     name = recipe.preview.few_step_model
+    if not recipe.preview.every:
+        return None
     if name is None:
         _check_duration(recipe, source)
         return None

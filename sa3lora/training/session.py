@@ -32,6 +32,7 @@ from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.training.data import TextEmbeddings, TrainingData
 from sa3lora.training.drift import drift_prompts
+from sa3lora.training.frozen import check_base
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
 from sa3lora.training.optimizers import check_optim
@@ -87,6 +88,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
             "that generates, such as small-music-base."
         )
     check_optim(recipe.optim, adapter_type=recipe.adapter.type)
+    check_base(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -152,7 +154,10 @@ def load_denoiser(setup: Setup) -> Denoiser:
     """
     recipe = setup.recipe
     device = str(setup.device) if setup.sharding is None else "cpu"
-    denoiser = setup.source.load_denoiser(device=device, dtype=setup.precision.base)
+    precision = setup.precision
+    denoiser = setup.source.load_denoiser(
+        device=device, dtype=precision.base, quantised=precision.quantised
+    )
     how = setup.plan.recomputation
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     stored = CheckpointWeights(setup.source.weights_path)

@@ -124,6 +124,11 @@ def choose_sharding(
         )
     if recipe.train.compile:
         raise RecipeError("train.compile: not with FSDP2, set train.compile=false")
+    if recipe.train.base_dtype in ("int8", "nf4"):
+        raise RecipeError(
+            f"train.base_dtype: {recipe.train.base_dtype} is not spread by FSDP2. Take bfloat16, "
+            "or launch with recipes/accelerate/multi_gpu.yaml"
+        )
     plain = adapter.type == LOKR or (adapter.type == "lora" and adapter.init != "pissa")
     if recipe.adapter.stack_entries() and not plain:
         raise RecipeError(

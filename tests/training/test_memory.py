@@ -7,7 +7,8 @@ import torch
 
 from sa3lora.models.config_parse import parse_config
 from sa3lora.models.fixtures import released_config
-from sa3lora.training.bench_fits import BASE_BYTES, CARDS_GB, what_fits
+from sa3lora.training.bench_fits import CARDS_GB, what_fits
+from sa3lora.training.frozen import FrozenBytes
 from sa3lora.training.memory import (
     Recomputation,
     StepMemory,
@@ -138,11 +139,17 @@ def test_the_largest_fit_fits_and_one_frame_in_a_hundred_more_does_not() -> None
     assert memory.total(how, num_frames=frames + frames // 100 + 1, batch=1) > 0.85 * budget
 
 
+def _frozen(memory: StepMemory) -> dict[str, FrozenBytes]:
+    sizes = {"bfloat16": 2, "float32": 4}
+    return {name: FrozenBytes(size * memory.num_base) for name, size in sizes.items()}
+
+
 def test_a_larger_card_or_a_smaller_base_never_fits_less() -> None:
-    fits = what_fits(_memory("medium-base", compute=torch.bfloat16), longest=4096)
+    memory = _memory("medium-base", compute=torch.bfloat16)
+    fits = what_fits(memory, frozen=_frozen(memory), longest=4096)
     assert {fit.card_gb for fit in fits} == set(CARDS_GB)
     most = {(fit.card_gb, fit.base_dtype): fit.recomputation for fit in fits}
-    assert len(most) == len(BASE_BYTES) * len(CARDS_GB)
+    assert len(most) == 2 * len(CARDS_GB)
     by_card = [fit for fit in fits if fit.base_dtype == "bfloat16" and fit.num_frames]
     reach = [min(fit.num_frames or 0, 4096) for fit in by_card]
     assert reach == sorted(reach)
@@ -150,7 +157,16 @@ def test_a_larger_card_or_a_smaller_base_never_fits_less() -> None:
 
 def test_a_model_too_large_for_a_card_is_said_not_to_fit() -> None:
     huge = replace(_memory(), num_base=10**11)
-    assert all(fit.num_frames is None for fit in what_fits(huge, longest=100))
+    fits = what_fits(huge, frozen=_frozen(huge), longest=100)
+    assert all(fit.num_frames is None for fit in fits)
+
+
+def test_a_weight_made_of_few_bits_has_its_place_beside_them() -> None:
+    memory = _memory()
+    held = replace(memory, unpacking=1000)
+    shape = {"num_frames": 512, "batch": 1}
+    how = Recomputation()
+    assert held.total(how, **shape) == memory.total(how, **shape) + 1000
 
 
 def test_free_memory_of_a_cpu_is_what_the_system_says() -> None:

@@ -40,6 +40,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     [
         "optim={name: muon, lr: 0.01}",
         "optim={name: prodigy}",
+        "optim={name: adamw8bit, lr: 0.01}",
         "optim={lr: 0.01, ema_decay: 0.9, lora_plus_ratio: 4, schedule: linear, min_lr: 0.001}",
     ],
 )

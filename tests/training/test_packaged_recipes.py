@@ -42,6 +42,22 @@ def test_a_recipe_trains_the_type_that_it_is_for(
     assert read_adapter(run_recipe(name)).config.type == kind
 
 
+def test_a_few_step_adapter_learns_from_a_teacher_and_is_validated(
+    tmp_path: Path, few_step: ModelSource, small_model: Path, latents: Path, teacher: Path
+) -> None:
+    fixed = (
+        f"model={few_step.folder}", f"data.root={latents}", f"distill.base={small_model}",
+        f"distill.teacher={teacher}",
+    )  # fmt: skip
+    recipe = load_recipe("few_step", [*fixed, *_SIZES, "distill.seeds=1"])
+    run = RunFolder.create("few", root=tmp_path)
+    result = train(recipe, run=run, source=few_step, device="cpu")
+    assert result.adapter_path is not None
+    assert result.validation is not None
+    assert set(result.validation.results) == {"validation", "train"}
+    assert any(run.previews.glob("01-step-*.wav"))
+
+
 def test_a_recipe_goes_on_from_an_adapter(
     run_recipe: Callable[..., Path], small_model: Path
 ) -> None:

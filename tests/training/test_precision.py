@@ -5,7 +5,7 @@ import torch
 
 from sa3lora.errors import RecipeError
 from sa3lora.recipe import TrainSection
-from sa3lora.training.precision import choose_precision
+from sa3lora.training.precision import Precision, choose_precision
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", torch.bfloat16), ("cpu", torch.float32)])
@@ -32,3 +32,10 @@ def test_a_base_of_type_auto_is_stored_in_the_type_of_the_products() -> None:
         assert (chosen.base, chosen.compute) == (torch.bfloat16, torch.bfloat16)
     chosen = choose_precision(TrainSection(dtype="float32"), device="cuda")
     assert (chosen.base, chosen.compute) == (torch.float32, torch.float32)
+
+
+def test_what_is_not_quantised_is_stored_in_the_type_of_the_products() -> None:
+    chosen = choose_precision(TrainSection(base_dtype="nf4"), device="cuda")
+    assert chosen == Precision(torch.bfloat16, torch.bfloat16, quantised="nf4")
+    chosen = choose_precision(TrainSection(base_dtype="int8", dtype="float32"), device="cuda")
+    assert chosen == Precision(torch.float32, torch.float32, quantised="int8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sa3lora.adapters.inject import adapter_parameters
 from sa3lora.audio import read_audio
@@ -14,7 +15,13 @@ from sa3lora.errors import RecipeError
 from sa3lora.models.source import ModelSource, resolve_model
 from sa3lora.pipeline import SA3Pipeline
 from sa3lora.recipe import Recipe
-from sa3lora.training.preview import Previewer, few_step_source, preview_duration, preview_prompts
+from sa3lora.training.preview import (
+    Previewer,
+    few_step_source,
+    load_trained,
+    preview_duration,
+    preview_prompts,
+)
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.tracking import Tracker
@@ -87,10 +94,49 @@ def test_a_few_step_model_plays_the_adapter_in_its_own_way(
     assert not torch.allclose(trained, own, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "override", ["adapter.type=lora-xs", "adapter.stack=['{small}/adapter_lora.safetensors=0.5']"]
+)
+def test_a_sibling_plays_the_very_change_that_is_trained(
+    source: ModelSource, make_recipe: Callable[..., Recipe], few_step: ModelSource,
+    small_model: Path, override: str,
+) -> None:  # fmt: skip
+    recipe = make_recipe(override.format(small=small_model))
+    with accelerated("cpu") as accelerator:
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+        denoiser = load_denoiser(setup)
+    with torch.no_grad():
+        for _, parameter in adapter_parameters(denoiser):
+            parameter.add_(0.05)
+
+    def change(player: ModelSource) -> dict[str, Tensor]:
+        pipeline = SA3Pipeline(player)
+        load_trained(pipeline, denoiser, recipe.adapter, source=source)
+        bare = player.load_denoiser().state_dict()
+        return {name: now - bare[name] for name, now in pipeline.denoiser.state_dict().items()}
+
+    own, other = change(source), change(few_step)
+    assert max(float(moved.abs().max()) for moved in own.values()) > 0.01
+    for name, moved in own.items():
+        torch.testing.assert_close(other[name], moved, rtol=0, atol=1e-5)
+
+    pipeline = SA3Pipeline(source)
+    load_trained(pipeline, denoiser, recipe.adapter, source=source)
+    x, t = torch.randn(1, source.config.latent_channels, 12), torch.tensor([0.5])
+    width = source.config.cond_dim
+    text, seconds = [torch.randn(3, width)], torch.tensor([0.05])
+    with torch.no_grad():
+        trained, played = (
+            each.velocity(x, t, each.condition(text, seconds))
+            for each in (denoiser.eval(), pipeline.denoiser)
+        )
+    torch.testing.assert_close(played, trained, rtol=1e-3, atol=1e-4)
+
+
 def test_a_model_that_is_no_few_step_sibling_is_refused(
     source: ModelSource, make_recipe: Callable[..., Recipe], small_model: Path
 ) -> None:
-    recipe = make_recipe(f"preview.few_step_model={small_model}")
+    recipe = make_recipe("preview.every=1", f"preview.few_step_model={small_model}")
     with pytest.raises(RecipeError, match=r"preview.few_step_model: .* is no few-step model"):
         few_step_source(recipe, source)
 
@@ -107,7 +153,8 @@ def test_previews_that_cannot_be_made_are_refused_with_the_plan(
     source: ModelSource, make_recipe: Callable[..., Recipe], override: str, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        plan_training(make_recipe(override), source=source, device="cpu")
+        plan_training(make_recipe("preview.every=1", override), source=source, device="cpu")
+    plan_training(make_recipe(override), source=source, device="cpu")  # previews are off
 
 
 def test_a_few_step_model_of_shorter_clips_limits_the_previews(
@@ -120,7 +167,11 @@ def test_a_few_step_model_of_shorter_clips_limits_the_previews(
     longest = resolve_model(str(few_step_model)).config.max_duration_s
     assert longest < source.config.max_duration_s
     wanted = (longest + source.config.max_duration_s) / 2
-    recipe = make_recipe(f"preview.few_step_model={few_step_model}", f"preview.duration_s={wanted}")
+    recipe = make_recipe(
+        "preview.every=1",
+        f"preview.few_step_model={few_step_model}",
+        f"preview.duration_s={wanted}",
+    )
     with pytest.raises(RecipeError, match=r"preview.duration_s: few makes at most"):
         few_step_source(recipe, source)
 

@@ -122,6 +122,7 @@ def test_one_process_has_nobody_to_share_with(
     ("overrides", "message"),
     [
         (["train.compile=true"], "set train.compile=false"),
+        (["train.base_dtype=nf4"], "nf4 is not spread by FSDP2. Take bfloat16"),
         (["adapter.type=dora", "adapter.stack=[other.safetensors]"], "take adapter.type=lora"),
         (["adapter.init=pissa", "adapter.stack=[other.safetensors]"], "take adapter.type=lora"),
     ],
