@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sa3lora.adapters.files import read_adapter
+from sa3lora.adapters.find import find_adapter
 from tests.training.faults.laws import Train, same_adapter, whole_checkpoints
 
 _FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -26,20 +27,44 @@ def _losses(answer: dict[str, Any]) -> list[float]:
     return list(answer["reports"][0]["losses"].values())
 
 
-@pytest.mark.parametrize("choice", ["lora", "dora-rows"])
+_CHOICES = {
+    "lora": ["adapter.type=lora"],
+    "dora-rows": ["adapter.type=dora-rows"],
+    "both magnitudes, packed": ["adapter.type=bora", "data.packing=true"],
+    "kronecker factors": ["adapter.type=lokr", "adapter.lora_dropout=0"],
+    "some blocks recomputed": ["train.checkpointing=lean", "optim.ema_decay=0.9"],
+    "averages over batches": ["train.grad_accum=2", "adapter.type=dora-cols-xs"],
+    "from the leading part": ["adapter.init=pissa"],
+}
+_SLOW = list(_CHOICES)[2:]
+
+
+@pytest.mark.parametrize(
+    ("choice", "processes", "reshard"),
+    [
+        ("lora", 2, "true"),
+        ("dora-rows", 2, "false"),
+        *(pytest.param(each, 2, "true", marks=pytest.mark.slow) for each in _SLOW),
+        pytest.param("dora-rows", 3, "true", marks=pytest.mark.slow),  # rows do not divide by it
+    ],
+)
 def test_a_spread_base_gives_the_losses_and_the_adapter_of_whole_ones(
-    train: Train, tmp_path: Path, choice: str
+    train: Train, tmp_path: Path, choice: str, processes: int, reshard: str
 ) -> None:
-    settings = [*_SETTINGS, f"adapter.type={choice}"]
-    whole = train(tmp_path / "whole", overrides=settings, processes=2)
-    spread = train(
-        tmp_path / "spread", overrides=settings, processes=2, environment=_FSDP2, timeout=60
-    )
+    request: dict[str, Any] = {
+        "overrides": [*_SETTINGS, *_CHOICES[choice]],
+        "processes": processes,
+        "timeout": 120,
+    }
+    whole = train(tmp_path / "whole", **request)
+    environment = {**_FSDP2, "FSDP_RESHARD_AFTER_FORWARD": reshard}
+    spread = train(tmp_path / "spread", **request, environment=environment)
     assert _losses(spread) == pytest.approx(_losses(whole), abs=1e-5)
-    one, two = (
-        read_adapter(tmp_path / name / "adapter.safetensors").tensors
-        for name in ("whole", "spread")
-    )
+    previews = [
+        sorted(p.name for p in (tmp_path / n / "previews").iterdir()) for n in ("whole", "spread")
+    ]
+    assert previews[0] == previews[1] != []
+    one, two = (read_adapter(find_adapter(tmp_path / name)).tensors for name in ("whole", "spread"))
     for site, tensors in one.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(two[site][name], tensor, rtol=1e-4, atol=1e-5)
