@@ -22,6 +22,7 @@ from sa3lora.training.memory import (
     free_memory,
     wants_magnitudes,
 )
+from sa3lora.training.offload import offload_row
 from sa3lora.training.precision import Precision
 
 
@@ -81,7 +82,8 @@ def make_plan(
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     batches = batch_statistics(data)
     assert source.config.dit is not None  # a Denoiser was built from it
-    frozen = frozen_bytes(denoiser, precision)
+    offload = recipe.train.offload
+    frozen = frozen_bytes(denoiser, precision, offload=offload)
     memory = StepMemory(
         dit=source.config.dit,
         num_base=num_base,
@@ -93,7 +95,7 @@ def make_plan(
         unpacking=frozen.unpacking,
     )
     how = choose_recomputation(
-        recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
+        True if offload else recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
         batch=batches.largest_clips, free=free_memory(torch.device(device)),
         bit_exact=device == "cpu",
     )  # fmt: skip
@@ -108,6 +110,7 @@ def make_plan(
         ),
         **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
+        **({"offload": offload_row(frozen)} if offload else {}),
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
