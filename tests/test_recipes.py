@@ -51,6 +51,8 @@ def test_a_recipe_opens_with_what_it_is_for_its_command_and_what_was_measured(na
         ("single_gpu", "NO"),
         ("multi_gpu", "MULTI_GPU"),
         ("multi_node", "MULTI_GPU"),
+        ("fsdp2", "FSDP"),
+        ("fsdp2_nodes", "FSDP"),
     ],
 )
 def test_accelerate_accepts_its_files(name: str, kind: str) -> None:
@@ -60,7 +62,7 @@ def test_accelerate_accepts_its_files(name: str, kind: str) -> None:
     config = load_config_from_file(str(path))
     assert config.use_cpu is (name == "cpu")
     assert config.distributed_type == kind
-    assert (config.num_machines > 1) == (name == "multi_node")
+    assert (config.num_machines > 1) == (name in ("multi_node", "fsdp2_nodes"))
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["mixed_precision"] == "no"
 
 

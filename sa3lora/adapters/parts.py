@@ -48,8 +48,6 @@ class AdapterParts(nn.Module):
 
     Attributes:
         adapter_type: One of the eight, or `pissa`.
-        untouched: The base weight, without whatever else is folded into the layer.
-        shared: True while `untouched` is the weight that the layer itself multiplies with.
     """
 
     row_squares: Tensor
@@ -59,17 +57,37 @@ class AdapterParts(nn.Module):
     first_down: Tensor
     first_up: Tensor
 
-    def __init__(self, adapter_type: str, *, r: int, weight: Tensor) -> None:
+    def __init__(self, adapter_type: str, *, r: int, layer: nn.Module) -> None:
         """Make parameters of the right shapes; `measure` gives them their first values."""
         super().__init__()
         self.adapter_type = adapter_type
-        self.untouched = weight.detach()
-        self.shared = True
-        fan_out, fan_in = self.matrix.shape
+        self._layer = (layer,)  # in a tuple it is no child of this module
+        self._apart: Tensor | None = None
+        matrix = self.matrix
+        fan_out, fan_in = matrix.shape
         for name in _trained_beside(adapter_type):
             rows = name == "magnitude_r" or (name == "magnitude" and "rows" in adapter_type)
             shape = (r, r) if name == "M_xs" else (fan_out if rows else fan_in,)
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=weight.device)))
+            zeros = torch.zeros(shape, device=matrix.device)
+            self.register_parameter(name, nn.Parameter(zeros))
+
+    @property
+    def shared(self) -> bool:
+        """Whether `untouched` is the weight that the layer itself multiplies with."""
+        return self._apart is None
+
+    @property
+    def untouched(self) -> Tensor:
+        """The base weight, without whatever else is folded into the layer.
+
+        Asked for anew each time: where a base is spread over processes it is whole only while its
+        block computes.
+        """
+        if self._apart is not None:
+            return self._apart
+        weight = self._layer[0].weight  # a parameter, or made of few bits
+        assert isinstance(weight, Tensor)
+        return weight.detach()
 
     @property
     def matrix(self) -> Tensor:
@@ -86,6 +104,12 @@ class AdapterParts(nn.Module):
         """Magnitudes of columns, if the type has them."""
         return self._magnitude("dora-cols", "magnitude_c")
 
+    @property
+    def has_dead(self) -> bool:
+        """Whether a row or column is all zero in the base and has a magnitude."""
+        flags = (getattr(self, name, None) for name in ("dead_rows", "dead_cols"))
+        return any(bool(each.any()) for each in flags if each is not None)
+
     def _magnitude(self, alone: str, in_bora: str) -> nn.Parameter | None:
         if self.adapter_type.startswith(alone):
             return self.get_parameter("magnitude")
@@ -99,7 +123,7 @@ class AdapterParts(nn.Module):
             untouched: The base weight where the layer's own holds something else.
         """
         if untouched is not None:
-            self.untouched, self.shared = untouched.detach(), False
+            self._apart = untouched.detach()
         matrix, dead = self.matrix, [0, 0]
         if (rows := self.row_magnitude) is not None:
             squares = row_squares(matrix)
@@ -141,6 +165,8 @@ class AdapterParts(nn.Module):
     def scaling(self, down: Tensor, up: Tensor) -> Scaling:
         """Give the factors for a low-rank change `up down`, with their full gradient."""
         rows = cols = row_norm = col_norm = None
+        if self.row_magnitude is None and self.col_magnitude is None:
+            return Scaling()  # without the weight, which may have to be made first
         matrix = self.matrix
         if (magnitude := self.row_magnitude) is not None:
             row_norm = row_norms(matrix, down, up, squares=self.row_squares)
@@ -156,16 +182,17 @@ class AdapterParts(nn.Module):
     @torch.no_grad()
     def stored_magnitudes(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         """Give the magnitudes for a file; where the factor is kept at 1, the norm itself."""
-        scaling, found = self.scaling(down, up), {}
-        for name, parameter in self.named_parameters():
-            if name not in MAGNITUDES:
-                continue
-            if parameter is self.row_magnitude:
+        found = {n: p.detach() for n, p in self.named_parameters() if n in MAGNITUDES}
+        if not self.has_dead:
+            return found
+        scaling = self.scaling(down, up)
+        for name in found:
+            if self.get_parameter(name) is self.row_magnitude:
                 norm, dead = scaling.row_norms, self.dead_rows
             else:
                 norm, dead = scaling.col_norms, self.dead_cols
             assert norm is not None
-            found[name] = torch.where(dead, norm, parameter)
+            found[name] = torch.where(dead, norm, found[name])
         return found
 
 

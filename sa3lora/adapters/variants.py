@@ -54,10 +54,8 @@ class Sa3Variant(lora.LoraVariant):  # type: ignore[misc]
     def init(module: Any, adapter_name: str, *, config: Sa3LoraConfig, **_: Any) -> None:
         """Add the parts of the type; their values are set after injection."""
         assert config.sa3_type is not None
-        base = module.get_base_layer()
-        parts = AdapterParts(config.sa3_type, r=config.r, weight=base.weight)
-        if is_quantised(base):  # made for this call alone; all of them would be a second model
-            parts.untouched = torch.empty_like(parts.untouched, device="meta")
+        layer = module.get_base_layer()
+        parts = AdapterParts(config.sa3_type, r=config.r, layer=layer)
         getattr(module, _PARTS)[adapter_name] = parts
         if config.sa3_type.endswith("-xs"):
             module.frozen_peft_weight_names = {

@@ -17,6 +17,7 @@ from sa3lora.training.preview import Previewer
 from sa3lora.training.result import RunRecord
 from sa3lora.training.selection import Selection
 from sa3lora.training.session import Setup
+from sa3lora.training.sharding import whole_base
 from sa3lora.training.teacher import TEACHER_FOLDER
 from sa3lora.training.teacher_probe import teacher_probes
 from sa3lora.training.tracking import Tracker
@@ -168,10 +169,11 @@ class Observer:
             self._tell("warning", overfitting_text(now))
 
     def _preview(self, previewer: Previewer, step: int, tracker: Tracker) -> None:
-        if self._setup.processes.is_main:
-            with self._averaged():
-                files = previewer.run(self._denoiser, step, tracker=tracker)
-            self._tell("preview", f"previews: {', '.join(str(path) for path in files)}")
+        with whole_base(self._denoiser, self._setup.sharding):
+            if self._setup.processes.is_main:
+                with self._averaged():
+                    files = previewer.run(self._denoiser, step, tracker=tracker)
+                self._tell("preview", f"previews: {', '.join(str(path) for path in files)}")
         self._setup.processes.wait()
 
 

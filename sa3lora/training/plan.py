@@ -24,6 +24,7 @@ from sa3lora.training.memory import (
 )
 from sa3lora.training.offload import offload_row
 from sa3lora.training.precision import Precision
+from sa3lora.training.sharding import Sharding, Share, share_of_base
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def make_plan(
     precision: Precision,
     device: str,
     world_size: int = 1,
+    sharding: Sharding | None = None,
 ) -> Plan:
     """Work out what a run will do, without loading any weights.
 
@@ -80,13 +82,14 @@ def make_plan(
     check_rank({site: shapes[site] for site in sites}, adapter)
     num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
+    share = None if sharding is None else share_of_base(denoiser, sharding)
     batches = batch_statistics(data)
     assert source.config.dit is not None  # a Denoiser was built from it
     offload = recipe.train.offload
     frozen = frozen_bytes(denoiser, precision, offload=offload)
     memory = StepMemory(
         dit=source.config.dit,
-        num_base=num_base,
+        num_base=num_base if share is None else share.kept + share.gathered,
         num_trained=num_parameters,
         base_bytes=frozen.held / num_base,
         compute=precision.compute,
@@ -102,6 +105,7 @@ def make_plan(
     rows = {
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
+        **_share_rows(share, num_base, bytes_each=precision.base.itemsize),
         "adapter": (
             f"{recipe.adapter.type}, r {adapter.r}, alpha {adapter.alpha:g}"
             f"{', starting from PiSSA' if adapter.init == 'pissa' else ''}: "
@@ -116,6 +120,21 @@ def make_plan(
     }
     notes = tuple(_notes(recipe, source, data, batches))
     return Plan(rows, len(sites), num_parameters, how, notes)
+
+
+def _share_rows(share: Share | None, num_base: int, *, bytes_each: int) -> dict[str, str]:
+    """Tell what each process holds of a base that is spread."""
+    if share is None:
+        return {}
+    kept, gathered, whole = (
+        _size(number * bytes_each) for number in (share.kept, share.gathered, num_base)
+    )
+    return {
+        "base": (
+            f"FSDP2: {kept} of {whole} in each process, and {gathered} gathered while it computes; "
+            "previews gather all of it"
+        )
+    }
 
 
 def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from sa3lora.errors import RunError, Sa3LoraError
+from sa3lora.training.sharding import asks_for_sharding
 
 
 class Processes(Protocol):
@@ -148,9 +149,9 @@ def accelerated(device: str | None) -> Iterator[Accelerator]:
         device: `cpu`, `cuda` or `mps`; None takes the best there is.
 
     Raises:
-        RunError: If the device is not there, or a launcher wants the model spread out.
+        RunError: If the device is not there, or a launcher asks for what is not followed here.
     """
-    _refuse_sharding()
+    _refuse_engines()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     try:
         found = accelerator.device.type
@@ -162,13 +163,14 @@ def accelerated(device: str | None) -> Iterator[Accelerator]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _refuse_sharding() -> None:
+def _refuse_engines() -> None:
     """Take no launch whose memory savings would silently not come true."""
-    kinds = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+    kinds = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
     for variable, name in kinds.items():
         if os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1", "yes"):
             raise RunError(
-                f"{name} would spread the model over processes, but here each holds the whole "
-                "frozen base and only the adapter's gradients are exchanged. Launch with "
-                "recipes/accelerate/multi_gpu.yaml or multi_node.yaml."
+                f"{name} does not train here. Launch with recipes/accelerate/multi_gpu.yaml or "
+                "multi_node.yaml, where each process holds the whole frozen base, or with "
+                "fsdp2.yaml, where the base is spread over them."
             )
+    asks_for_sharding()

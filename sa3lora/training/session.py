@@ -43,6 +43,7 @@ from sa3lora.training.precision import Precision, choose_precision
 from sa3lora.training.preview import few_step_source, preview_prompts
 from sa3lora.training.prior import prior_prompts
 from sa3lora.training.processes import ProcessGroup
+from sa3lora.training.sharding import Sharding, choose_sharding, shard_base
 from sa3lora.training.start import read_stack, read_start, start_identity
 from sa3lora.training.teacher_source import teacher_identity
 
@@ -63,6 +64,7 @@ class Setup:
     adapter: AdapterConfig
     identity: dict[str, Any]
     stack: tuple[Stacked, ...] = ()
+    sharding: Sharding | None = None
     few_step: ModelSource | None = None  # plays previews too
 
     @contextmanager
@@ -99,6 +101,8 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         rank=processes.rank,
         world_size=processes.size,
     )
+    adapter = AdapterConfig.from_section(recipe.adapter)
+    sharding = choose_sharding(recipe, adapter, num_processes=processes.size)
     plan = make_plan(
         recipe,
         source=source,
@@ -106,6 +110,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         precision=precision,
         device=device.type,
         world_size=processes.size,
+        sharding=sharding,
     )
     identity = run_identity(recipe, dataset=data.train.meta.fingerprint, dit_hash=source.dit_hash)
     stack = tuple(stacked for stacked, _, _ in read_stack(recipe.adapter, source))
@@ -120,9 +125,10 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
         device=device,
         processes=processes,
         plan=plan,
-        adapter=AdapterConfig.from_section(recipe.adapter),
+        adapter=adapter,
         identity=identity,
         stack=stack,
+        sharding=sharding,
         few_step=few_step_source(recipe, source),
     )
 
@@ -149,8 +155,8 @@ def load_denoiser(setup: Setup) -> Denoiser:
         AdapterMismatchError: If it belongs to another base.
     """
     recipe = setup.recipe
-    device = "cpu" if recipe.train.offload else str(setup.device)
-    precision = setup.precision
+    away = recipe.train.offload or setup.sharding is not None
+    device, precision = "cpu" if away else str(setup.device), setup.precision
     denoiser = setup.source.load_denoiser(
         device=device, dtype=precision.base, quantised=precision.quantised
     )
@@ -170,6 +176,9 @@ def load_denoiser(setup: Setup) -> Denoiser:
     for module in denoiser.modules():
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)
+    if setup.sharding is not None:
+        with setup.autocast():
+            shard_base(denoiser, setup.sharding, device=setup.device)
     if recipe.train.compile:
         denoiser.model.compile(dynamic=True)
     return denoiser

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 import sa3lora.training.trainer
 from sa3lora.errors import Sa3LoraError
+from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import resolve_model
 from sa3lora.recipe import load_recipe
 from sa3lora.runs import RunFolder
 from sa3lora.training.events import TrainEvent
+from sa3lora.training.processes import accelerated
+from sa3lora.training.session import load_denoiser, set_up
+from sa3lora.training.sharding import share_of_base
 
 # Audit events of files that are about to be opened, renamed or removed.
 _OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
@@ -83,6 +88,29 @@ def _train(request: dict[str, Any], rank: int) -> dict[str, Any]:
     return report
 
 
+def _load(request: dict[str, Any]) -> dict[str, Any]:
+    """Load what a step needs and tell how many numbers of the base this process holds."""
+    recipe = load_recipe(request["recipe"], request.get("overrides", []))
+    with accelerated("cpu") as accelerator:
+        source = resolve_model(str(recipe.model))
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+        try:
+            denoiser = load_denoiser(setup)
+        except Sa3LoraError as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        base = [p for name, p in denoiser.named_parameters() if ".lora_" not in name]
+        spread = [p for p in base if isinstance(p, DTensor)]
+        assert setup.sharding is not None
+        kept = share_of_base(Denoiser(source.config), setup.sharding).kept
+    return {
+        "error": None,
+        "base": sum(p.numel() for p in base),
+        "held": sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in base),
+        "whole": sum(p.numel() for p in base) - sum(p.numel() for p in spread),
+        "expected": kept,
+    }
+
+
 def _child(request: dict[str, Any], rank: int, port: int, report: Path) -> None:
     world = request.get("processes", 1)
     if world > 1:
@@ -94,6 +122,7 @@ def _child(request: dict[str, Any], rank: int, port: int, report: Path) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "ACCELERATE_USE_CPU": "true",
+            **request.get("environment", {}),
         }
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
@@ -101,7 +130,7 @@ def _child(request: dict[str, Any], rank: int, port: int, report: Path) -> None:
     os.dup2(log, 2)
     status = 70
     try:
-        found = _train(request, rank)
+        found = _load(request) if request.get("load") else _train(request, rank)
         report.write_text(json.dumps(found), encoding="utf-8")
         status = 1 if found["error"] else 0
     finally:
@@ -136,7 +165,7 @@ def _serve(request: dict[str, Any], scratch: Path) -> dict[str, Any]:
             cpu[pid] = _cpu_seconds(pid)
             late = pid == doomed and cpu[pid] >= fault["after"]
             # Who waits for a partner that is gone is ended as a launcher would end it.
-            orphaned = any(code != 0 for code in codes.values())
+            orphaned = any(code != 0 for code in codes.values()) and not request.get("unattended")
             if late or orphaned or time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
             done, code = os.waitpid(pid, os.WNOHANG)
