@@ -63,11 +63,12 @@ class AdapterParts(nn.Module):
         self.adapter_type = adapter_type
         self._layer = (layer,)  # in a tuple it is no child of this module
         self._apart: Tensor | None = None
-        fan_out, fan_in = self.matrix.shape
+        matrix = self.matrix
+        fan_out, fan_in = matrix.shape
         for name in _trained_beside(adapter_type):
             rows = name == "magnitude_r" or (name == "magnitude" and "rows" in adapter_type)
             shape = (r, r) if name == "M_xs" else (fan_out if rows else fan_in,)
-            zeros = torch.zeros(shape, device=self.untouched.device)
+            zeros = torch.zeros(shape, device=matrix.device)
             self.register_parameter(name, nn.Parameter(zeros))
 
     @property
@@ -84,7 +85,8 @@ class AdapterParts(nn.Module):
         """
         if self._apart is not None:
             return self._apart
-        weight: Tensor = self._layer[0].weight  # type: ignore[assignment]
+        weight = self._layer[0].weight  # a parameter, or made of few bits
+        assert isinstance(weight, Tensor)
         return weight.detach()
 
     @property
@@ -163,6 +165,8 @@ class AdapterParts(nn.Module):
     def scaling(self, down: Tensor, up: Tensor) -> Scaling:
         """Give the factors for a low-rank change `up down`, with their full gradient."""
         rows = cols = row_norm = col_norm = None
+        if self.row_magnitude is None and self.col_magnitude is None:
+            return Scaling()  # without the weight, which may have to be made first
         matrix = self.matrix
         if (magnitude := self.row_magnitude) is not None:
             row_norm = row_norms(matrix, down, up, squares=self.row_squares)

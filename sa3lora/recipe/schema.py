@@ -79,6 +79,7 @@ class TrainSection(Section):
     grad_accum: Count = 1
     checkpointing: Literal["auto", "fast", "lean"] | bool | float = "auto"
     compile: bool = False
+    offload: bool = False
 
     @field_validator("checkpointing", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,12 @@ class FrozenBytes:
     Attributes:
         held: All the time.
         unpacking: Beside them while one weight that is held in few bits is multiplied with.
+        away: What lies in CPU memory instead.
     """
 
     held: int
     unpacking: int = 0
+    away: int = 0
 
 
 def check_base(recipe: Recipe) -> None:
@@ -62,25 +65,39 @@ def check_base(recipe: Recipe) -> None:
         raise RecipeError(f"train.base_dtype: {error}") from error
 
 
-def frozen_bytes(denoiser: nn.Module, precision: Precision) -> FrozenBytes:
+def frozen_bytes(
+    denoiser: nn.Module, precision: Precision, *, offload: bool = False
+) -> FrozenBytes:
     """Count the bytes of a base from its shapes; it may be on the meta device.
 
     Args:
         denoiser: Without adapters, not quantised.
         precision: How it will be held.
+        offload: Whether the blocks' weights will be on the device in their turn alone.
     """
-    layers = block_layers(denoiser).values() if precision.quantised is not None else ()
-    forms = [_form(layer, precision.quantised) for layer in layers]
+    kind, layers = precision.quantised, block_layers(denoiser)
+    forms = [] if kind is None else [_form(layer, kind) for layer in layers.values()]
+    of_block: Counter[str] = Counter()
+    for name, layer in layers.items():
+        bias = 0 if layer.bias is None else layer.bias.numel() * precision.base.itemsize
+        weight = layer.weight.numel() * precision.base.itemsize
+        of_block[_block(name)] += bias + (weight if kind is None else _form(layer, kind).num_bytes)
     numbers = sum(parameter.numel() for parameter in denoiser.parameters())
-    plain = numbers - sum(layer.weight.numel() for layer in layers)
+    numbers -= sum(p.numel() for layer in layers.values() for p in layer.parameters())
+    blocks = sum(of_block.values())
+    here = max(of_block.values()) if offload else blocks
     return FrozenBytes(
-        held=plain * precision.base.itemsize + sum(form.num_bytes for form in forms),
+        held=numbers * precision.base.itemsize + here,
         unpacking=max((form.unpacking_bytes(precision.compute) for form in forms), default=0),
+        away=blocks - here,
     )
 
 
-def _form(layer: nn.Linear, kind: QuantKind | None) -> QuantForm:
-    assert kind is not None
+def _block(name: str) -> str:
+    return ".".join(name.split(".")[:4])  # model.transformer.layers.N
+
+
+def _form(layer: nn.Linear, kind: QuantKind) -> QuantForm:
     return QuantForm(kind, (layer.out_features, layer.in_features))
 
 

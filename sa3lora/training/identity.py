@@ -14,7 +14,7 @@ from sa3lora.training.optim import ENDING_SCHEDULES
 _FREE_SECTIONS = ("preview", "checkpoint")
 _FREE_KEYS = (
     "data.root", "model", "validate.every", "validate.select", "validate.patience",
-    "validate.drift",
+    "validate.drift", "train.offload",
 )  # fmt: skip
 
 # What a checkpoint holds fits any value of these, so a user may change them with open eyes.

@@ -22,6 +22,7 @@ from sa3lora.training.memory import (
     free_memory,
     wants_magnitudes,
 )
+from sa3lora.training.offload import offload_row
 from sa3lora.training.precision import Precision
 from sa3lora.training.sharding import Sharding, Share, share_of_base
 
@@ -84,7 +85,8 @@ def make_plan(
     share = None if sharding is None else share_of_base(denoiser, sharding)
     batches = batch_statistics(data)
     assert source.config.dit is not None  # a Denoiser was built from it
-    frozen = frozen_bytes(denoiser, precision)
+    offload = recipe.train.offload
+    frozen = frozen_bytes(denoiser, precision, offload=offload)
     memory = StepMemory(
         dit=source.config.dit,
         num_base=num_base if share is None else share.kept + share.gathered,
@@ -96,7 +98,7 @@ def make_plan(
         unpacking=frozen.unpacking,
     )
     how = choose_recomputation(
-        recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
+        True if offload else recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
         batch=batches.largest_clips, free=free_memory(torch.device(device)),
         bit_exact=device == "cpu",
     )  # fmt: skip
@@ -112,6 +114,7 @@ def make_plan(
         ),
         **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
+        **({"offload": offload_row(frozen)} if offload else {}),
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }

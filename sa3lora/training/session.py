@@ -36,6 +36,7 @@ from sa3lora.training.drift import drift_prompts
 from sa3lora.training.frozen import check_base
 from sa3lora.training.identity import run_identity
 from sa3lora.training.loop import ResumableLoop
+from sa3lora.training.offload import check_offload, offload_blocks
 from sa3lora.training.optimizers import check_optim
 from sa3lora.training.packing import uses_packing
 from sa3lora.training.plan import Plan, make_plan
@@ -92,6 +93,7 @@ def set_up(recipe: Recipe, *, source: ModelSource, accelerator: Accelerator) -> 
     if recipe.train.compile:
         require_compiler(accelerator.device.type)
     check_base(recipe)
+    check_offload(recipe)
     processes = ProcessGroup(accelerator)
     device = accelerator.device
     precision = choose_precision(recipe.train, device=device.type)
@@ -156,8 +158,8 @@ def load_denoiser(setup: Setup) -> Denoiser:
         AdapterMismatchError: If it belongs to another base.
     """
     recipe = setup.recipe
-    device = str(setup.device) if setup.sharding is None else "cpu"
-    precision = setup.precision
+    away = recipe.train.offload or setup.sharding is not None
+    device, precision = "cpu" if away else str(setup.device), setup.precision
     denoiser = setup.source.load_denoiser(
         device=device, dtype=precision.base, quantised=precision.quantised
     )
@@ -172,6 +174,8 @@ def load_denoiser(setup: Setup) -> Denoiser:
         played = {one.name: (adapter, s) for one, adapter, s in stack}
         for note in missing_from_stack({f"{recipe.adapter.from_}": (start, 1.0), **played}):
             logger.warning(note)
+    if recipe.train.offload:
+        offload_blocks(denoiser, setup.device)
     for module in denoiser.modules():
         # Frozen layers stay in evaluation mode for good; only the adapter's dropout trains.
         module.training = isinstance(module, nn.Dropout)

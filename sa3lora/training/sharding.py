@@ -23,6 +23,7 @@ from sa3lora.adapters.config import LOKR, AdapterConfig
 from sa3lora.adapters.parts import AdapterParts
 from sa3lora.errors import RecipeError, RunError
 from sa3lora.models.denoiser import Denoiser, PromptConditioner
+from sa3lora.models.quantised import QUANT_KINDS
 from sa3lora.recipe import Recipe
 from sa3lora.training.validation import evaluating
 
@@ -124,10 +125,13 @@ def choose_sharding(
         )
     if recipe.train.compile:
         raise RecipeError("train.compile: not with FSDP2, set train.compile=false")
-    if recipe.train.base_dtype in ("int8", "nf4"):
+    quantised = recipe.train.base_dtype in QUANT_KINDS
+    if quantised or recipe.train.offload:
+        key = "train.base_dtype" if quantised else "train.offload"
+        value = recipe.train.base_dtype if quantised else "true"
         raise RecipeError(
-            f"train.base_dtype: {recipe.train.base_dtype} is not spread by FSDP2. Take bfloat16, "
-            "or launch with recipes/accelerate/multi_gpu.yaml"
+            f"{key}: {value} keeps a base small that FSDP2 spreads over processes. Leave it out, "
+            "or launch with recipes/accelerate/multi_gpu.yaml."
         )
     plain = adapter.type == LOKR or (adapter.type == "lora" and adapter.init != "pissa")
     if recipe.adapter.stack_entries() and not plain:

@@ -122,7 +122,8 @@ def test_one_process_has_nobody_to_share_with(
     ("overrides", "message"),
     [
         (["train.compile=true"], "set train.compile=false"),
-        (["train.base_dtype=nf4"], "nf4 is not spread by FSDP2. Take bfloat16"),
+        (["train.base_dtype=nf4"], "train.base_dtype: nf4 keeps a base small .* Leave it out"),
+        (["train.offload=true"], "train.offload: true keeps a base small .* Leave it out"),
         (["adapter.type=dora", "adapter.stack=[other.safetensors]"], "take adapter.type=lora"),
         (["adapter.init=pissa", "adapter.stack=[other.safetensors]"], "take adapter.type=lora"),
     ],
