@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("pool", "same", "clap", "dit", "decoder", "export")
 SHARDS = 22  # of 250 pieces: about 18 hours of music
 RHYTHM_SHARDS = 24  # of solos that mark the beat, for the transformer alone: about 16 hours
-SAME_STEPS, DECODER_STEPS, CLAP_STEPS, DIT_STEPS = 9000, 2500, 700, 11800
+SAME_STEPS, DECODER_STEPS, CLAP_STEPS, DIT_STEPS = 9000, 2500, 700, 20400
 
 
 def load_autoencoder(work: Path, pieces: list[PooledPiece], *, steps: int) -> SameAutoencoder:
