@@ -28,7 +28,6 @@ from sa3lora.recipe import Recipe, load_recipe
 from sa3lora.runs import RunFolder
 from sa3lora.training.bench_fits import fits_of
 from sa3lora.training.data import TextEmbeddings
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.flow_objective import FlowObjective
 from sa3lora.training.frozen import check_base, frozen_bytes, held_in
 from sa3lora.training.precision import Precision
@@ -36,13 +35,10 @@ from sa3lora.training.processes import accelerated
 from sa3lora.training.session import Setup, build_text, load_denoiser, set_up
 from sa3lora.training.trainer import plan_training, train
 from sa3lora.training.validation import Validator
+from tests.training.killing import train_killed
 
 MakeRecipe = Callable[..., Recipe]
 KINDS = get_args(QuantKind)
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -145,15 +141,8 @@ def test_a_run_trains_the_adapter_alone_and_resumes_bit_for_bit(
     whole = RunFolder.create("whole", root=tmp_path)
     result = train(recipe, run=whole, source=source, device="cpu")
     assert result.validation is not None
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 3:
-            raise _Killed
-
     run = RunFolder.create("killed", root=tmp_path)
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=3)
     one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -14,18 +14,14 @@ from sa3lora.models.source import ModelSource
 from sa3lora.pipeline import SA3Pipeline
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
+from tests.training.killing import train_killed
 
 MakeRecipe = Callable[..., Recipe]
 _LOKR = ("adapter={type: lokr, r: 2}", "train.max_steps=3", "validate={every: 3, tuples: 4}")
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize("choice", ["optim={lr: 0.01, ema_decay: 0.5}", "optim.name=muon"])
@@ -37,15 +33,8 @@ def test_a_lokr_trains_resumes_and_plays_as_it_was_validated(
     result = train(recipe, run=whole, source=source, device="cpu")
     assert result.adapter_path == whole.path / "adapter"
     assert not whole.adapter_path.exists()
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 3:
-            raise _Killed
-
     run = RunFolder.create("killed", root=tmp_path)
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=3)
     trained = read_adapter(result.adapter_path)
     assert trained.content_hash == read_adapter(run.path / "adapter").content_hash
     assert trained.metadata["sa3lora.dit_hash"] == source.dit_hash

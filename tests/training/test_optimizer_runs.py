@@ -16,18 +16,14 @@ from sa3lora.errors import RecipeError
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
+from tests.training.killing import train_killed
 
 MakeRecipe = Callable[..., Recipe]
 _DORA = "adapter={type: dora-rows, r: 4}"
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -50,15 +46,8 @@ def test_a_killed_run_ends_in_the_same_adapter(
     recipe = make_recipe(_DORA, optim, "validate.every=0")
     whole = RunFolder.create("whole", root=tmp_path)
     train(recipe, run=whole, source=source, device="cpu")
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 5:
-            raise _Killed
-
     run = RunFolder.create("killed", root=tmp_path)
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=5)
     one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -25,18 +25,14 @@ from sa3lora.models.source import ModelSource
 from sa3lora.pipeline import SA3Pipeline
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
+from tests.training.killing import train_killed
 
 MakeRecipe = Callable[..., Recipe]
 _FEW = ("train.max_steps=3", "validate={every: 3, tuples: 4}", "checkpoint.every=2")
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 @pytest.fixture(scope="session")
@@ -167,15 +163,8 @@ def test_what_is_trained_on_a_stack_plays_on_it_as_it_was_validated(
     whole = RunFolder.create("whole", root=tmp_path)
     result = train(recipe, run=whole, source=source, device="cpu")
     assert result.validation is not None
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 3:
-            raise _Killed
-
     run = RunFolder.create("killed", root=tmp_path)
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=3)
     trained = read_adapter(whole.adapter_path)
     assert trained.content_hash == read_adapter(run.adapter_path).content_hash
 

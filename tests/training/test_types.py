@@ -16,20 +16,16 @@ from sa3lora.adapters.sites import find_layers
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
+from tests.training.killing import train_killed
 
 MakeRecipe = Callable[..., Recipe]
 _FEW = ("train.max_steps=3", "validate={every: 3, tuples: 4}", "checkpoint.every=2")
 TYPES = [f"adapter.type={name}" for name in (*ADAPTER_TYPES, "rslora")]
 CHOICES = [*TYPES, "adapter.init=pissa"]
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -45,15 +41,8 @@ def test_any_type_trains_resumes_and_plays_what_was_validated(
     whole = RunFolder.create("whole", root=tmp_path)
     result = train(recipe, run=whole, source=source, device="cpu")
     assert result.validation is not None
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 3:
-            raise _Killed
-
     run = RunFolder.create("killed", root=tmp_path)
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=3)
     one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
