@@ -103,10 +103,10 @@ class Packing:
 
     @cached_property
     def _frame_tokens(self) -> Tensor:
-        starts = [0, *accumulate(self.tokens.lengths)]
+        starts = [0, *accumulate(self.tokens.lengths[:-1])]
         places = [
             torch.arange(n) + start + self.num_memory
-            for start, n in zip(starts, self.lengths, strict=False)
+            for start, n in zip(starts, self.lengths, strict=True)
         ]
         return upload(torch.cat(places), self.device)
 

@@ -75,8 +75,7 @@ class Distillation:
             generator = streams.generator(place)
             numbers = torch.randint(seeds, (len(clips),), generator=generator).tolist()
             pairs = [
-                self._pairs.read(rows[n].clip_id, seed)
-                for n, seed in zip(clips, numbers, strict=True)
+                self._pairs.read(rows[n], seed) for n, seed in zip(clips, numbers, strict=True)
             ]
             ready.append((pairs, [self._text(rows[n].caption) for n in clips]))
             ids.append([rows[n].clip_id for n in clips])

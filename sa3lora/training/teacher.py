@@ -21,6 +21,7 @@ from sa3lora.adapters.find import find_adapter
 from sa3lora.flow import SAMPLING_DEFAULT, effective_length, interpolate, sample, shift
 from sa3lora.latents.collate import Crop, crop_seconds
 from sa3lora.latents.format import LatentsDataset
+from sa3lora.latents.schema import ClipRow
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.pipeline import Guidance, GuidedVelocity, SA3Pipeline
@@ -56,15 +57,15 @@ class TeacherPair:
 
 
 class PairFolder:
-    """Pairs on disk, one file for each clip and number, float16."""
+    """Pairs on disk, one file for each clip with its caption and number, float16."""
 
     def __init__(self, folder: Path) -> None:
         """Point at a folder; it may be missing."""
         self._folder = folder
 
-    def read(self, clip_id: str, number: int) -> TeacherPair:
+    def read(self, clip: ClipRow, number: int) -> TeacherPair:
         """Read one pair; latents come back in float32 with the stored values."""
-        tensors = load_file(self._path(clip_id, number))
+        tensors = load_file(self._path(clip, number))
         return TeacherPair(
             start=tensors["start"].float(),
             target=tensors["target"].float(),
@@ -72,7 +73,7 @@ class PairFolder:
             seconds=float(tensors["seconds"]),
         )
 
-    def write(self, clip_id: str, number: int, pair: TeacherPair) -> None:
+    def write(self, clip: ClipRow, number: int, pair: TeacherPair) -> None:
         """Write one pair whole."""
         tensors = {
             "start": pair.start.half().contiguous(),
@@ -80,19 +81,19 @@ class PairFolder:
             "t": torch.tensor(pair.t, dtype=torch.float32),
             "seconds": torch.tensor(pair.seconds, dtype=torch.float32),
         }
-        write_bytes_atomic(self._path(clip_id, number), save(tensors))
+        write_bytes_atomic(self._path(clip, number), save(tensors))
 
-    def has(self, clip_id: str, number: int) -> bool:
+    def has(self, clip: ClipRow, number: int) -> bool:
         """Tell whether a pair is there and can be read."""
         try:
-            self.read(clip_id, number)
+            self.read(clip, number)
         except (OSError, SafetensorError, KeyError):
             return False
         return True
 
-    def _path(self, clip_id: str, number: int) -> Path:
-        # By the clip and not by its place, which is another one in a dataset that changed.
-        name = hashlib.sha256(clip_id.encode()).hexdigest()[:16]
+    def _path(self, clip: ClipRow, number: int) -> Path:
+        # A dataset that changed has clips at other places, and other captions of the same clips.
+        name = hashlib.sha256(f"{clip.clip_id}\0{clip.caption}".encode()).hexdigest()[:16]
         return self._folder / f"{name}-{number:03d}.safetensors"
 
 
@@ -106,9 +107,9 @@ class Wanted:
     seed: int
 
     @property
-    def clip_id(self) -> str:
-        """The clip, as pairs are stored by."""
-        return self.clips.rows[self.index].clip_id
+    def clip(self) -> ClipRow:
+        """What the dataset says of the clip, as pairs are stored by."""
+        return self.clips.rows[self.index]
 
 
 def training_pairs(recipe: Recipe, data: TrainingData) -> list[Wanted]:
@@ -153,7 +154,7 @@ def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) 
     held_out = validation_pairs(recipe, data).get(VALIDATION, [])
     wanted = training_pairs(recipe, data) + held_out
     mine = wanted[setup.processes.rank :: setup.processes.size]
-    missing = [each for each in mine if not pairs.has(each.clip_id, each.number)]
+    missing = [each for each in mine if not pairs.has(each.clip, each.number)]
     if missing:
         on_cuda = setup.device.type == "cuda"
         pipeline = SA3Pipeline(
@@ -170,11 +171,11 @@ def make_pairs(setup: Setup, text: TextEmbeddings, folder: Path, *, tell: Tell) 
             pair = make_pair(
                 pipeline.denoiser,
                 draw_start(recipe, data, setup.source.config, wanted=each),
-                text=text(each.clips.rows[each.index].caption),
+                text=text(each.clip.caption),
                 section=recipe.distill,
                 config=setup.source.config,
             )
-            pairs.write(each.clip_id, each.number, pair)
+            pairs.write(each.clip, each.number, pair)
     setup.processes.wait()
 
 

@@ -30,7 +30,7 @@ class TeacherProbe:
     @property
     def tracks(self) -> list[str]:
         """The track of each pair."""
-        return [each.clips.rows[each.index].source for each in self._wanted]
+        return [each.clip.source for each in self._wanted]
 
     @torch.no_grad()
     def losses(self, denoiser: Denoiser, text: Callable[[str], Tensor]) -> Tensor:
@@ -39,7 +39,7 @@ class TeacherProbe:
         losses = torch.zeros(len(pairs))
         lengths = [pair.start.shape[1] for pair in pairs]
         for batch in like_lengths(lengths, self._frames_per_batch):
-            captions = [self._wanted[n].clips.rows[self._wanted[n].index].caption for n in batch]
+            captions = [self._wanted[n].clip.caption for n in batch]
             loss = distillation_loss(
                 denoiser, [pairs[n] for n in batch], text=[text(caption) for caption in captions]
             )
@@ -47,7 +47,7 @@ class TeacherProbe:
         return losses
 
     def _read(self, wanted: Wanted) -> TeacherPair:
-        return self._pairs.read(wanted.clip_id, wanted.number)
+        return self._pairs.read(wanted.clip, wanted.number)
 
 
 def teacher_probes(setup: Setup, folder: Path) -> Mapping[str, Probe] | None:

@@ -88,7 +88,7 @@ def test_training_lowers_the_distance_from_the_teacher(
         losses = [
             distillation_loss(
                 denoiser,
-                [pairs.read(setup.data.train.rows[n].clip_id, k) for n in numbers],
+                [pairs.read(setup.data.train.rows[n], k) for n in numbers],
                 text=[text(setup.data.train.rows[n].caption) for n in numbers],
             )
             for k in range(2)
@@ -153,12 +153,15 @@ def test_pairs_come_back_as_they_were_stored(
     assert notes == ["the teacher makes 18 of 18 latents, 6 of them to validate on"] * 2
     one, two = PairFolder(tmp_path / "one"), PairFolder(tmp_path / "two")
     for wanted in training_pairs(setup.recipe, setup.data):
-        first, second = (each.read(wanted.clip_id, wanted.number) for each in (one, two))
+        first, second = (each.read(wanted.clip, wanted.number) for each in (one, two))
         assert torch.equal(first.target, second.target)
         assert torch.equal(first.start, second.start)
         start = draw_start(setup.recipe, setup.data, few_step.config, wanted=wanted)
         assert torch.equal(first.start, start.latents), "stored exactly as the teacher saw it"
-    assert not one.has("another clip", 0)
+    clip = training_pairs(setup.recipe, setup.data)[0].clip
+    assert one.has(clip, 0)
+    assert not one.has(replace(clip, clip_id="another"), 0)
+    assert not one.has(replace(clip, caption="other words for the same sound"), 0)
 
 
 def test_what_does_not_count_is_said(few_step: ModelSource, make_student: MakeRecipe) -> None:

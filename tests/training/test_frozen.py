@@ -35,7 +35,7 @@ from sa3lora.training.processes import accelerated
 from sa3lora.training.session import Setup, build_text, load_denoiser, set_up
 from sa3lora.training.trainer import plan_training, train
 from sa3lora.training.validation import Validator
-from tests.training.killing import train_killed
+from tests.training.killing import train_whole_and_killed
 
 MakeRecipe = Callable[..., Recipe]
 KINDS = get_args(QuantKind)
@@ -138,14 +138,8 @@ def test_a_run_trains_the_adapter_alone_and_resumes_bit_for_bit(
         f"adapter.type={adapter_type}", f"train.base_dtype={kind}", "train.max_steps=3",
         "validate={every: 3, tuples: 4}", "checkpoint.every=2", "adapter.lora_dropout=0.1",
     )  # fmt: skip
-    whole = RunFolder.create("whole", root=tmp_path)
-    result = train(recipe, run=whole, source=source, device="cpu")
+    whole, result = train_whole_and_killed(recipe, root=tmp_path, source=source, step=3)
     assert result.validation is not None
-    run = RunFolder.create("killed", root=tmp_path)
-    train_killed(recipe, run=run, source=source, step=3)
-    one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
     adapter = read_adapter(whole.adapter_path)
     assert adapter.metadata["sa3lora.dit_hash"] == source.dit_hash
     _assert_file_plays(recipe, source, whole, expected=result.validation.main.difference)

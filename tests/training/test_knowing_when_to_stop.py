@@ -12,15 +12,11 @@ from sa3lora.adapters.files import flat_tensors, read_adapter
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
 from sa3lora.runs import RunFolder
-from sa3lora.training.events import TrainEvent
 from sa3lora.training.trainer import train
+from tests.training.killing import train_killed
 
 Whole = Callable[[Recipe, ModelSource], RunFolder]
 _MAX_STEPS = 40
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 def _same(first: Path, second: Path) -> bool:
@@ -77,14 +73,7 @@ def test_a_killed_run_chooses_the_same_step_as_an_uninterrupted_one(
     tmp_path: Path, source: ModelSource, recipe: Recipe, whole: Whole
 ) -> None:
     run = RunFolder.create("killed", root=tmp_path)
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == 30:
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    train(recipe, run=run, source=source, device="cpu", resume=True)
+    train_killed(recipe, run=run, source=source, step=30)
     assert _kept(run) == _kept(whole(recipe, source))
     assert _same(run.adapter_path, whole(recipe, source).adapter_path)
 

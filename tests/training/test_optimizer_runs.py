@@ -20,7 +20,7 @@ from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
-from tests.training.killing import train_killed
+from tests.training.killing import train_whole_and_killed
 
 MakeRecipe = Callable[..., Recipe]
 _DORA = "adapter={type: dora-rows, r: 4}"
@@ -44,13 +44,7 @@ def test_a_killed_run_ends_in_the_same_adapter(
     tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe, optim: str
 ) -> None:
     recipe = make_recipe(_DORA, optim, "validate.every=0")
-    whole = RunFolder.create("whole", root=tmp_path)
-    train(recipe, run=whole, source=source, device="cpu")
-    run = RunFolder.create("killed", root=tmp_path)
-    train_killed(recipe, run=run, source=source, step=5)
-    one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    train_whole_and_killed(recipe, root=tmp_path, source=source, step=5)
 
 
 def test_the_average_is_written_and_validated_and_checkpoints_hold_both(

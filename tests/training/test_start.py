@@ -29,7 +29,7 @@ from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, load_denoiser, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
-from tests.training.killing import train_killed
+from tests.training.killing import train_whole_and_killed
 
 MakeRecipe = Callable[..., Recipe]
 _FEW = ("train.max_steps=3", "validate={every: 3, tuples: 4}", "checkpoint.every=2")
@@ -160,14 +160,9 @@ def test_what_is_trained_on_a_stack_plays_on_it_as_it_was_validated(
     members = {"lora": 0.6, "dora-rows": -0.4}
     stack = ", ".join(f"{adapters[name]}={strength}" for name, strength in members.items())
     recipe = make_recipe(*_FEW, f"adapter={{type: {kind}, r: 4, stack: [{stack}]}}")
-    whole = RunFolder.create("whole", root=tmp_path)
-    result = train(recipe, run=whole, source=source, device="cpu")
+    whole, result = train_whole_and_killed(recipe, root=tmp_path, source=source, step=3)
     assert result.validation is not None
-    run = RunFolder.create("killed", root=tmp_path)
-    train_killed(recipe, run=run, source=source, step=3)
     trained = read_adapter(whole.adapter_path)
-    assert trained.content_hash == read_adapter(run.adapter_path).content_hash
-
     assert {(one.content_hash, one.strength) for one in stack_of(trained)} == {
         (read_adapter(adapters[name]).content_hash, strength) for name, strength in members.items()
     }

@@ -58,7 +58,7 @@ def test_a_distilled_run_is_scored_by_its_distance_from_the_teacher(
             with torch.no_grad():
                 loss = distillation_loss(
                     denoiser.eval(),
-                    [pairs.read(wanted.clip_id, wanted.number)],
+                    [pairs.read(wanted.clip, wanted.number)],
                     text=[text(row.caption)],
                 )
             losses.append(loss.total)
@@ -77,13 +77,13 @@ def test_held_out_pairs_are_the_same_whatever_the_run_s_seed(
     one, two = (validation_pairs(*of_seed(seed)) for seed in (1, 2))
 
     def keys(found: dict[str, list], kind: str) -> list[tuple[str, int, int]]:
-        return [(each.clip_id, each.number, each.seed) for each in found[kind]]
+        return [(each.clip.clip_id, each.number, each.seed) for each in found[kind]]
 
     assert keys(one, "validation") == keys(two, "validation")
     assert len(set(keys(one, "validation"))) == 6
-    trained = {(each.clip_id, each.number, each.seed) for each in training_pairs(*of_seed(1))}
+    trained = {(each.clip.clip_id, each.number, each.seed) for each in training_pairs(*of_seed(1))}
     assert set(keys(one, "train")) <= trained
-    assert not {each.clip_id for each in one["validation"]} & {each[0] for each in trained}
+    assert not {each.clip.clip_id for each in one["validation"]} & {each[0] for each in trained}
 
 
 def test_without_validation_the_teacher_makes_nothing_to_validate_on(

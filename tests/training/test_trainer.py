@@ -20,12 +20,9 @@ from sa3lora.training.events import TrainEvent
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import load_denoiser, set_up
 from sa3lora.training.trainer import train
+from tests.training.killing import Killed, train_killed
 
 MakeRecipe = Callable[..., Recipe]
-
-
-class _Killed(BaseException):
-    """Stands for a process that is gone: nothing of ours catches it."""
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -98,14 +95,7 @@ def test_a_killed_run_ends_in_the_same_adapter(
 ) -> None:
     recipe = make_recipe("adapter.lora_dropout=0.2", "train.grad_accum=2")
     run = RunFolder.create("killed", root=tmp_path)
-
-    def kill(event: TrainEvent) -> None:
-        if event.kind == "step" and event.step == killed_at:
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        train(recipe, run=run, source=source, device="cpu", progress=kill)
-    result = train(recipe, run=run, source=source, device="cpu", resume=True)
+    result = train_killed(recipe, run=run, source=source, step=killed_at)
     assert result.finished
     assert _same(run.adapter_path, whole(recipe, source).adapter_path)
     uninterrupted = whole(recipe, source)
@@ -128,11 +118,11 @@ def test_a_run_killed_inside_a_checkpoint_ends_in_the_same_adapter(
     def die_the_second_time(folder: Path) -> None:
         calls.append(folder)
         if len(calls) == 2:
-            raise _Killed
+            raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_sync_file", die_the_second_time)
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             train(make_recipe(), run=run, source=source, device="cpu")
     train(make_recipe(), run=run, source=source, device="cpu", resume=True)
     assert _same(run.adapter_path, whole(make_recipe(), source).adapter_path)

@@ -20,7 +20,7 @@ from sa3lora.training.processes import accelerated
 from sa3lora.training.session import build_text, set_up
 from sa3lora.training.trainer import train
 from sa3lora.training.validation import Validator
-from tests.training.killing import train_killed
+from tests.training.killing import train_whole_and_killed
 
 MakeRecipe = Callable[..., Recipe]
 _FEW = ("train.max_steps=3", "validate={every: 3, tuples: 4}", "checkpoint.every=2")
@@ -38,14 +38,8 @@ def test_any_type_trains_resumes_and_plays_what_was_validated(
     tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe, choice: str
 ) -> None:
     recipe = make_recipe(*_FEW, choice, "adapter.lora_dropout=0.1")
-    whole = RunFolder.create("whole", root=tmp_path)
-    result = train(recipe, run=whole, source=source, device="cpu")
+    whole, result = train_whole_and_killed(recipe, root=tmp_path, source=source, step=3)
     assert result.validation is not None
-    run = RunFolder.create("killed", root=tmp_path)
-    train_killed(recipe, run=run, source=source, step=3)
-    one, two = _tensors(whole.adapter_path), _tensors(run.adapter_path)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
     _assert_file_plays(recipe, source, whole, result.validation.main.adapter)
 
 
