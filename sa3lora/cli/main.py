@@ -6,6 +6,7 @@ import errno
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ from sa3lora.cli import (
     verify_resume,
 )
 from sa3lora.cli import inspect as inspect_verb
+from sa3lora.cli.allocator import restart_to_train_in_less_memory
 from sa3lora.errors import Sa3LoraError, UsageError
 
 # In the order of the work, which is the order of `--help`.
@@ -91,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # before torch is loaded: threads that spin while they wait make everything ten times slower as
     # soon as another program wants a core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is None:
+        restart_to_train_in_less_memory(sys.argv[1:])
     _send_logs_to_stderr()
     try:
         create_app()(args=None if argv is None else list(argv), prog_name="sa3lora")

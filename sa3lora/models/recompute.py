@@ -41,7 +41,7 @@ def remade(make: Make, *sources: Tensor, when: bool) -> AbstractContextManager[T
 
 @contextmanager
 def _remade(make: Make, *sources: Tensor) -> Iterator[Tensor]:
-    again = _Again(make, tuple(source.detach() for source in sources), _autocast_of(sources[0]))
+    again = _Again(make, sources)
     value: Tensor = _Remade.apply(again, *sources)  # type: ignore[no-untyped-call]
     # of nested hooks only the innermost pair is called, so it has to know all values around it
     marks = (*_AROUND.get(), _Mark.of(value, again))
@@ -61,19 +61,50 @@ def _unpack(kept: Tensor | _Recipe) -> Tensor:
     return kept.follow() if isinstance(kept, _Recipe) else kept
 
 
-@dataclass(frozen=True)
 class _Again:
-    """How a tensor is made, with the type that autocast had then."""
+    """How a tensor is made, with the type that autocast had then.
 
-    make: Make
-    sources: tuple[Tensor, ...]
-    autocast: torch.dtype | None
+    The backward pass asks twice: whoever used the tensor for its value, then the tensor's own
+    gradient for the graph. It is made once for both.
+    """
 
-    def __call__(self, *sources: Tensor) -> Tensor:
-        device = self.sources[0].device.type
-        dtype = self.autocast or torch.get_autocast_dtype(device)
-        with torch.autocast(device, dtype, enabled=self.autocast is not None):
-            return self.make(*sources)
+    def __init__(self, make: Make, sources: tuple[Tensor, ...]) -> None:
+        self._make = make
+        self._sources = tuple(source.detach() for source in sources)
+        self._needed = tuple(source.requires_grad for source in sources)
+        self._autocast = _autocast_of(sources[0])
+        self._made: tuple[list[Tensor], Tensor] | None = None
+
+    def first(self) -> Tensor:
+        """Give the value alone."""
+        return self._make(*self._sources)
+
+    def value(self) -> Tensor:
+        """Give the value in the backward pass."""
+        return self._graph()[1].detach()
+
+    def differentiate(self, grad: Tensor) -> list[Tensor | None]:
+        """Give the gradients of the sources, and let go of what was made."""
+        sources, value = self._graph()
+        self._made = None
+        wanted = [source for source in sources if source.requires_grad]
+        found = iter(torch.autograd.grad(value, wanted, grad))
+        return [next(found) if source.requires_grad else None for source in sources]
+
+    def _graph(self) -> tuple[list[Tensor], Tensor]:
+        if self._made is None:
+            device = self._sources[0].device.type
+            dtype = self._autocast or torch.get_autocast_dtype(device)
+            with (
+                torch.enable_grad(),
+                torch.autocast(device, dtype, enabled=self._autocast is not None),
+            ):
+                sources = [
+                    source.detach().requires_grad_(needed)
+                    for source, needed in zip(self._sources, self._needed, strict=True)
+                ]
+                self._made = sources, self._make(*sources)
+        return self._made
 
 
 @dataclass(frozen=True)
@@ -103,8 +134,7 @@ class _Recipe:
     shape: torch.Size
 
     def follow(self) -> Tensor:
-        with torch.no_grad():
-            return self.again(*self.again.sources).view(self.shape)
+        return self.again.value().view(self.shape)
 
 
 class _Remade(torch.autograd.Function):
@@ -113,23 +143,14 @@ class _Remade(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, again: _Again, *sources: Tensor) -> Tensor:
         ctx.again = again
-        return again(*sources)
+        return again.first()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         again: _Again = ctx.again
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            sources = [
-                source.detach().requires_grad_(wanted)
-                for source, wanted in zip(again.sources, needed, strict=True)
-            ]
-            value = again(*sources)
-        wanted = [source for source in sources if source.requires_grad]
-        found = iter(torch.autograd.grad(value, wanted, grads[0]))
         ctx.again = None  # the graph may live on; what it kept need not
-        return (None, *(next(found) if need else None for need in needed))
+        return (None, *again.differentiate(grads[0]))
 
 
 def _autocast_of(tensor: Tensor) -> torch.dtype | None:

@@ -24,7 +24,7 @@ _OUTSIDE_BLOCKS = 4
 # Buffers of the libraries that multiply matrices, as measured with the embedded model on a CPU.
 _WORKSPACE_BYTES = 16_000_000
 # Share of blocks that `lean` recomputes beside everything that is cheap.
-LEAN_SHARE = 0.3
+LEAN_SHARE = 0.2
 # What an allocator loses, and what else needs room beside the step.
 _USABLE = 0.85
 

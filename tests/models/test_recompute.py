@@ -66,6 +66,21 @@ def test_without_gradients_it_is_an_ordinary_value() -> None:
         assert torch.equal(inner, _gated(x, torch.ones(8)))
 
 
+def test_the_backward_pass_makes_it_once_for_value_and_gradient() -> None:
+    made = []
+
+    def gated(x: Tensor, gain: Tensor) -> Tensor:
+        made.append(torch.is_grad_enabled())
+        return _gated(x, gain)
+
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    with remade(gated, x, torch.ones(8), when=True) as inner:
+        y = functional.linear(inner, weight)
+    made.clear()
+    y.sum().backward()
+    assert made == [True]
+
+
 def test_a_source_without_gradient_gets_none() -> None:
     x, gain = torch.randn(5, 8, requires_grad=True), torch.ones(8)
     with remade(_gated, x, gain, when=True) as inner:
