@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sa3lora.errors import CheckpointError, DivergenceError
 from sa3lora.recipe import OptimSection
@@ -262,9 +263,9 @@ class ResumableLoop:
             return
         # The early average follows fast, or the first, untrained weights would stay for long.
         decay = min(self._ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                self.averages[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        now = [parameter.detach().float() for parameter in self._parameters.values()]
+        follow([*self.averages.values()], now, self.step)
 
     def _read_by_name(self, path: Path, target: Mapping[str, Tensor]) -> None:
         if not path.is_file():
@@ -275,8 +276,7 @@ class ResumableLoop:
 
 
 def _write_object(value: object, path: Path) -> None:
-    # Through memory: torch's own writer hides why a disk refused.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch's own writer hides why a disk refused
     torch.save(value, buffer)
     path.write_bytes(buffer.getvalue())
 
