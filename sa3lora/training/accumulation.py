@@ -4,7 +4,8 @@ A loss is never scaled before its backward pass. Where products are bfloat16, a 
 power of two would round every gradient on its way otherwise, and a run would depend on how its
 batches are shared out: one process that took two of them drifted from two processes with one each
 (on `tiny` by 6e-4 in a loss after four steps, now by nothing). So gradients are weighed when they
-have arrived, in float32, as they are between processes.
+have arrived, in float32, as they are between processes. (Three processes still add in another order
+than one does, which float32 products do not notice, and bfloat16 ones amplify in some steps.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sa3lora.probe import StepLoss
 
@@ -30,19 +31,31 @@ def backward_mean(
     Returns:
         The losses.
     """
-    done = []
-    before = 0.0
-    for loss, weight in zip(losses, weights, strict=True):
-        # what is there is the sum so far over the weight of the last one
-        _scale(parameters, before / weight)
+    if len(weights) == 1:
+        [loss] = losses
         torch.autograd.backward(loss.total)
-        before = weight
+        return [loss]
+    done = []
+    sums: dict[nn.Parameter, Tensor] = {}
+    for loss, weight in zip(losses, weights, strict=True):
+        torch.autograd.backward(loss.total)
+        _add_weighed(sums, parameters, weight)
         done.append(loss)
-    _scale(parameters, before / sum(weights))
+    torch._foreach_div_(list(sums.values()), sum(weights))
+    for parameter, gradient in sums.items():
+        parameter.grad = gradient
     return done
 
 
-def _scale(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    if gradients and factor != 1.0:
-        torch._foreach_mul_(gradients, factor)
+def _add_weighed(
+    sums: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter], weight: float
+) -> None:
+    """Move gradients into sums; in the arithmetic of `ProcessGroup.average`, to give its bits."""
+    found = {each: each.grad for each in parameters if each.grad is not None}
+    for parameter in found:
+        parameter.grad = None
+    torch._foreach_mul_(list(found.values()), weight)
+    both = [each for each in found if each in sums]
+    if both:
+        torch._foreach_add_([sums[each] for each in both], [found[each] for each in both])
+    sums.update({each: gradient for each, gradient in found.items() if each not in sums})

@@ -29,7 +29,6 @@ def _losses(answer: dict[str, Any], rank: int = 0) -> list[float]:
         (2, "float32"),
         (2, "bfloat16"),
         pytest.param(3, "float32", marks=pytest.mark.slow),
-        pytest.param(3, "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_processes_share_a_step_and_get_the_losses_of_one_process(
@@ -41,7 +40,8 @@ def test_processes_share_a_step_and_get_the_losses_of_one_process(
     together = _losses(
         train(tmp_path / "together", overrides=shared, processes=processes, timeout=600)
     )
-    assert together == pytest.approx(alone, abs=1e-5)
+    # two numbers have one sum, in whatever order; three are added as the network likes
+    assert together == (alone if dtype == "bfloat16" else pytest.approx(alone, abs=1e-5))
     assert len(set(alone)) == 6
 
 
