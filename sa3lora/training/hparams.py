@@ -31,9 +31,10 @@ SCORES = {
     "score/held_out_loss": "held-out loss",
     "score/training_difference": "training loss, adapter - base",
 }
-# Written by `evaluate` into the folder `evaluation` of a run, also long after it has ended.
+# Written by `evaluate` into the folder `evaluation` of a run, also long after it has ended. Not among
+# the first five: the view of parallel axes drops every run that lacks one that is shown.
 EVALUATION_SCORES = {"score/fad": "FAD", "score/clap": "CLAP score", "score/kad": "KAD"}
-_NUM_BEFORE_EVALUATION = 3
+_NUM_BEFORE_EVALUATION = 5
 
 
 def flat_settings(recipe: Recipe) -> dict[str, Setting]:

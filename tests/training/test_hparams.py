@@ -8,7 +8,13 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from sa3lora.probe import PairedDifference
 from sa3lora.recipe import AdapterSection, OptimSection, PreviewSection, Recipe
-from sa3lora.training.hparams import EVALUATION_SCORES, SCORES, final_scores, flat_settings
+from sa3lora.training.hparams import (
+    EVALUATION_SCORES,
+    SCORES,
+    final_scores,
+    flat_settings,
+    hparams_summaries,
+)
 from sa3lora.training.tracking import Tracker
 from sa3lora.training.validation import Validation
 
@@ -75,3 +81,11 @@ def test_runs_stay_rows_of_their_own_with_every_score_as_a_column(tmp_path: Path
         scalars = events.GetAccumulator(name).Scalars("score/gap")
         assert scalars[0].value == pytest.approx(0.25)
     assert len(trials) == 2
+
+
+def test_what_is_shown_at_first_is_there_without_an_evaluation() -> None:
+    columns, *_ = hparams_summaries({"adapter.r": 4}, run="one")
+    shown = plugin_data_pb2.HParamsPluginData.FromString(
+        columns.value[0].metadata.plugin_data.content
+    ).experiment.metric_infos[:5]
+    assert {info.name.tag for info in shown} <= set(SCORES)
