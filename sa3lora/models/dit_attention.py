@@ -102,8 +102,9 @@ class CrossAttention(_Attention):
     def forward(self, x: Tensor, context: Tensor, layout: Layout = None) -> Tensor:
         """Attend from (B, S, D), or packed (1, S, D), to (B, L, D)."""
         packed = layout if isinstance(layout, Packing) else None
-        if packed is not None:
-            context = context.flatten(0, 1)[None]
+        # A node of its own in each block, where the gradients of its branches are added up before
+        # those of other blocks. FSDP2 makes one anyway, and half types round by the order of a sum.
+        context = context.view_as(context) if packed is None else context.flatten(0, 1)[None]
         queries = self.to_q(x).chunk(2 if self.differential else 1, dim=-1)
         *keys, last = self.to_kv(context).chunk(3 if self.differential else 2, dim=-1)
         values = [last] * len(keys)

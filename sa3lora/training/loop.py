@@ -52,6 +52,7 @@ class ResumableLoop:
     """Owner of everything that changes from step to step.
 
     Attributes:
+        parameters: What is trained, by name.
         step: Number of finished optimizer steps.
         passed_over: Sentences about checkpoints that `restore` could not use.
         lr_factor: What every learning rate is multiplied by. The owner keeps it with a checkpoint.
@@ -92,7 +93,7 @@ class ResumableLoop:
         self.step = 0
         self.lr_factor = 1.0
         self.passed_over: list[str] = []
-        self._parameters = dict(parameters)
+        self.parameters = dict(parameters)
         self._max_grad_norm = optim.max_grad_norm
         self._lr = LearningRate(
             peak=optim.lr,
@@ -101,7 +102,7 @@ class ResumableLoop:
             max_steps=max_steps,
             floor=optim.min_lr,
         )
-        self._optimizer: Optimizer = make_optimizer(self._parameters, optim, takes_muon=takes_muon)
+        self._optimizer: Optimizer = make_optimizer(self.parameters, optim, takes_muon=takes_muon)
         self._folder = folder
         self._generators = dict(generators)
         self._keep = keep
@@ -109,12 +110,9 @@ class ResumableLoop:
         self._processes: Processes = processes or Alone()
         self._write_tensors = write_tensors
         self._read_tensors = read_tensors
-        self.averages = (
-            {name: p.detach().clone().float() for name, p in self._parameters.items()}
-            if ema_decay is not None
-            else {}
-        )
-        self._beginning = {n: p.detach().cpu().clone() for n, p in self._parameters.items()}
+        averaged = {} if ema_decay is None else self.parameters
+        self.averages = {name: p.detach().clone().float() for name, p in averaged.items()}
+        self._beginning = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
         self._fresh_optimizer = copy.deepcopy(self._optimizer.state_dict())
 
     def update(self, *, weight: float | Tensor = 1.0) -> Update:
@@ -146,7 +144,7 @@ class ResumableLoop:
 
     def _gradients(self, weight: float | Tensor) -> Tensor:
         """Average and clip; return the norm, no number if the weight is none in any process."""
-        parameters = list(self._parameters.values())
+        parameters = list(self.parameters.values())
         self._processes.average([p.grad for p in parameters if p.grad is not None], weight=weight)
         norm = clip_gradients(parameters, self._max_grad_norm)
         if isinstance(weight, Tensor):
@@ -172,16 +170,16 @@ class ResumableLoop:
         if not self.averages:
             yield
             return
-        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        trained = {name: p.detach().clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, average in self.averages.items():
-                self._parameters[name].copy_(average)
+                self.parameters[name].copy_(average)
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, tensor in trained.items():
-                    self._parameters[name].copy_(tensor)
+                    self.parameters[name].copy_(tensor)
 
     def save(self, info: Mapping[str, Any]) -> Path:
         """Write a checkpoint of this step, with the owner's JSON values (sampler position ...).
@@ -189,7 +187,7 @@ class ResumableLoop:
         Raises:
             DivergenceError: If a parameter is no number; nothing is written then.
         """
-        if broken := [n for n, p in self._parameters.items() if not bool(p.isfinite().all())]:
+        if broken := [n for n, p in self.parameters.items() if not bool(p.isfinite().all())]:
             raise DivergenceError(f"step {self.step}: {broken[0]} is no number", step=self.step)
         random_states = self._processes.gather(collect_rng(self._generators))
         path = self._folder / f"step-{self.step:08d}"
@@ -199,7 +197,7 @@ class ResumableLoop:
                 with self.averaged():
                     self._write_tensors(folder)
             if self._write_tensors is None or self.averages:
-                _write_tensors(self._parameters, folder / _PARAMETERS)
+                _write_tensors(self.parameters, folder / _PARAMETERS)
             _write_object(self._optimizer.state_dict(), folder / _OPTIMIZER)
             _write_object(random_states, folder / _RANDOM)
             if self.averages:
@@ -230,8 +228,8 @@ class ResumableLoop:
         if self._read_tensors is not None:
             self._read_tensors(checkpoint.folder)
         if self._read_tensors is None or self.averages:
-            self._read_by_name(checkpoint.folder / _PARAMETERS, self._parameters)
-        device = next(iter(self._parameters.values())).device
+            self._read_by_name(checkpoint.folder / _PARAMETERS, self.parameters)
+        device = next(iter(self.parameters.values())).device
         states = torch.load(checkpoint.folder / _RANDOM, weights_only=True)
         expected = len(self._processes.gather(None))
         if len(states) != expected:
@@ -251,7 +249,7 @@ class ResumableLoop:
 
     def reset(self) -> None:
         """Go back to the beginning, as if no step had been taken."""
-        _copy_tensors(self._beginning, self._parameters, self._folder)
+        _copy_tensors(self._beginning, self.parameters, self._folder)
         _copy_tensors(
             {n: self._beginning[n].float() for n in self.averages}, self.averages, self._folder
         )
@@ -264,7 +262,7 @@ class ResumableLoop:
         # The early average follows fast, or the first, untrained weights would stay for long.
         decay = min(self._ema_decay, (1 + self.step) / (10 + self.step))
         follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        now = [parameter.detach().float() for parameter in self._parameters.values()]
+        now = [parameter.detach().float() for parameter in self.parameters.values()]
         follow([*self.averages.values()], now, self.step)
 
     def _read_by_name(self, path: Path, target: Mapping[str, Tensor]) -> None:

@@ -105,7 +105,7 @@ def make_plan(
     rows = {
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
-        **_share_rows(share, num_base, bytes_each=precision.base.itemsize),
+        **_share_rows(recipe, share, num_base, bytes_each=precision.base.itemsize),
         "adapter": (
             f"{recipe.adapter.type}, r {adapter.r}, alpha {adapter.alpha:g}"
             f"{', starting from PiSSA' if adapter.init == 'pissa' else ''}: "
@@ -118,21 +118,24 @@ def make_plan(
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
-    notes = tuple(_notes(recipe, source, data, batches))
+    notes = tuple(_notes(recipe, source, data, batches, world_size=world_size))
     return Plan(rows, len(sites), num_parameters, how, notes)
 
 
-def _share_rows(share: Share | None, num_base: int, *, bytes_each: int) -> dict[str, str]:
+def _share_rows(
+    recipe: Recipe, share: Share | None, num_base: int, *, bytes_each: int
+) -> dict[str, str]:
     """Tell what each process holds of a base that is spread."""
     if share is None:
         return {}
     kept, gathered, whole = (
         _size(number * bytes_each) for number in (share.kept, share.gathered, num_base)
     )
+    teacher = "" if recipe.distill.teacher is None else "; the teacher works whole in each, before"
     return {
         "base": (
             f"FSDP2: {kept} of {whole} in each process, and {gathered} gathered while it computes; "
-            "previews gather all of it"
+            f"previews gather all of it{teacher}"
         )
     }
 
@@ -213,7 +216,12 @@ def _size(num_bytes: float) -> str:
 
 
 def _notes(
-    recipe: Recipe, source: ModelSource, data: TrainingData, batches: BatchStatistics
+    recipe: Recipe,
+    source: ModelSource,
+    data: TrainingData,
+    batches: BatchStatistics,
+    *,
+    world_size: int,
 ) -> list[str]:
     notes = []
     if recipe.distill.teacher is not None:
@@ -234,7 +242,8 @@ def _notes(
         )
         notes.append(f"no held-out loss, because {reason}")
     couples = recipe.objective.coupling != "none" and recipe.distill.teacher is None
-    if couples and recipe.train.grad_accum == 1 and batches.num_singletons:
+    alone = recipe.train.grad_accum * world_size == 1  # a step of several batches is coupled whole
+    if couples and alone and batches.num_singletons:
         notes.append(
             f"{batches.num_singletons} of {batches.num_batches} batches hold one clip, where "
             f"objective.coupling={recipe.objective.coupling} changes nothing"

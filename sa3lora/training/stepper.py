@@ -19,6 +19,7 @@ import torch
 from sa3lora.errors import DivergenceError
 from sa3lora.latents.batching import BatchPlan
 from sa3lora.probe import StepLoss
+from sa3lora.training.accumulation import backward_mean
 from sa3lora.training.ahead import Ahead
 from sa3lora.training.flow_objective import PreparedStep, StepObjective
 from sa3lora.training.loop import ResumableLoop
@@ -94,10 +95,11 @@ class Stepper:
         began = time.perf_counter()
         prepared = self._next(attempt)
         num_clips = sum(map(len, prepared.clip_ids))
-        losses: list[StepLoss] = []
-        for clip_ids, loss in zip(prepared.clip_ids, prepared.losses(), strict=True):
-            torch.autograd.backward(loss.total * (len(clip_ids) / num_clips))
-            losses.append(loss)
+        losses = backward_mean(
+            prepared.losses(),
+            weights=[len(clip_ids) for clip_ids in prepared.clip_ids],
+            parameters=self._loop.parameters.values(),
+        )
         totals = torch.stack([loss.total.detach() for loss in losses])
         weight = torch.where(totals.isfinite().all(), float(num_clips), torch.nan)
         update = self._loop.update_unchecked(weight=weight)

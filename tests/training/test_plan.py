@@ -8,6 +8,7 @@ import pytest
 from sa3lora.adapters.inject import adapter_parameters
 from sa3lora.models.source import ModelSource
 from sa3lora.recipe import Recipe
+from sa3lora.training.plan import make_plan
 from sa3lora.training.processes import accelerated
 from sa3lora.training.session import load_denoiser, set_up
 from sa3lora.training.trainer import plan_training
@@ -41,6 +42,20 @@ def test_what_does_nothing_is_said(source: ModelSource, make_recipe: Callable[..
     notes = " ".join(plan_training(recipe, source=source, device="cpu").notes)
     assert "objective.coupling=sinkhorn changes nothing" in notes
     assert "no held-out loss, because the run trains on the validation split" in notes
+
+
+def test_single_clips_are_coupled_with_those_of_other_processes(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = make_recipe("data.frames_per_batch=1")
+    with accelerated("cpu") as accelerator:
+        setup = set_up(recipe, source=source, accelerator=accelerator)
+    for world_size in (1, 2):
+        plan = make_plan(
+            recipe, source=source, data=setup.data, precision=setup.precision, device="cpu",
+            world_size=world_size,
+        )  # fmt: skip
+        assert any("changes nothing" in note for note in plan.notes) is (world_size == 1)
 
 
 def test_a_clip_beyond_the_batch_is_told_once(

@@ -176,7 +176,7 @@ def _bad_from_the_second() -> Spoil:
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_a_loss_that_is_no_number_is_told_late_and_undone_whole(opened: Open, lag: int) -> None:
     with opened(spoil=_bad_from_the_second(), lag=lag) as (stepper, loop, _):
-        before = {name: p.detach().clone() for name, p in loop._parameters.items()}
+        before = {name: p.detach().clone() for name, p in loop.parameters.items()}
         told = []
         for _ in range(1 + lag):
             stepper.take()
@@ -190,7 +190,7 @@ def test_a_loss_that_is_no_number_is_told_late_and_undone_whole(opened: Open, la
         stepper.forget()
         loop.reset()
         assert list(stepper.finished(all_of_them=True)) == []
-        assert all(torch.equal(p.detach(), before[name]) for name, p in loop._parameters.items())
+        assert all(torch.equal(p.detach(), before[name]) for name, p in loop.parameters.items())
 
 
 def _logged(run: RunFolder) -> dict[str, list[tuple[int, float]]]:

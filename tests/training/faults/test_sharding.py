@@ -11,6 +11,8 @@ import torch
 
 from sa3lora.adapters.files import read_adapter
 from sa3lora.adapters.find import find_adapter
+from sa3lora.models.source import ModelSource
+from sa3lora.runs import RunFolder
 from tests.training.faults.laws import Train, same_adapter, whole_checkpoints
 
 _FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -35,8 +37,11 @@ _CHOICES = {
     "some blocks recomputed": ["train.checkpointing=lean", "optim.ema_decay=0.9"],
     "averages over batches": ["train.grad_accum=2", "adapter.type=dora-cols-xs"],
     "from the leading part": ["adapter.init=pissa"],
+    "a base in bfloat16": ["train.base_dtype=bfloat16"],
+    "products in bfloat16": ["train.dtype=bfloat16", "train.base_dtype=bfloat16"],
+    "factors, bfloat16": ["adapter.type=lokr", "adapter.lora_dropout=0", "train.dtype=bfloat16"],
 }
-_SLOW = list(_CHOICES)[2:]
+_SLOW = [each for each in _CHOICES if each not in ("lora", "dora-rows", "products in bfloat16")]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,7 @@ _SLOW = list(_CHOICES)[2:]
     [
         ("lora", 2, "true"),
         ("dora-rows", 2, "false"),
+        ("products in bfloat16", 2, "true"),
         *(pytest.param(each, 2, "true", marks=pytest.mark.slow) for each in _SLOW),
         pytest.param("dora-rows", 3, "true", marks=pytest.mark.slow),  # rows do not divide by it
     ],
@@ -59,7 +65,7 @@ def test_a_spread_base_gives_the_losses_and_the_adapter_of_whole_ones(
     whole = train(tmp_path / "whole", **request)
     environment = {**_FSDP2, "FSDP_RESHARD_AFTER_FORWARD": reshard}
     spread = train(tmp_path / "spread", **request, environment=environment)
-    assert _losses(spread) == pytest.approx(_losses(whole), abs=1e-5)
+    assert _losses(spread) == _losses(whole)
     previews = [
         sorted(p.name for p in (tmp_path / n / "previews").iterdir()) for n in ("whole", "spread")
     ]
@@ -67,7 +73,32 @@ def test_a_spread_base_gives_the_losses_and_the_adapter_of_whole_ones(
     one, two = (read_adapter(find_adapter(tmp_path / name)).tensors for name in ("whole", "spread"))
     for site, tensors in one.items():
         for name, tensor in tensors.items():
-            torch.testing.assert_close(two[site][name], tensor, rtol=1e-4, atol=1e-5)
+            assert torch.equal(two[site][name], tensor), (site, name)
+
+
+def test_a_few_step_adapter_on_a_spread_base_learns_from_its_teacher_as_one_process_does(
+    train: Train, tmp_path: Path, few_step: ModelSource, small_model: Path, teacher: Path
+) -> None:
+    settings = [
+        f"model={few_step.folder}", f"distill.base={small_model}", f"distill.teacher={teacher}",
+        "distill.teacher_steps=3", "distill.seeds=2", *_SETTINGS,
+    ]  # fmt: skip
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    one = train(alone, overrides=[*settings, "train.grad_accum=2"], timeout=120)
+    request: dict[str, Any] = {"processes": 2, "environment": _FSDP2, "timeout": 120}
+    assert _losses(train(spread, overrides=settings, **request)) == pytest.approx(
+        _losses(one), abs=1e-5
+    )
+    made = [
+        sorted((p.name, p.read_bytes()) for p in (r / "teacher").iterdir()) for r in (alone, spread)
+    ]
+    assert made[0] == made[1] != []
+    for before, after in zip(
+        *(RunFolder(r).manifest()["validation"] for r in (alone, spread)), strict=True
+    ):
+        assert after["validation"]["adapter"] == pytest.approx(
+            before["validation"]["adapter"], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("choice", ["lora", "bora-xs"])
