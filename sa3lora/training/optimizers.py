@@ -132,7 +132,12 @@ def effective_rate(optimizer: Optimizer, lr: float) -> float:
 
 def is_low_rank(name: str, parameter: nn.Parameter) -> bool:
     """Tell whether a parameter of an adapter is a factor of its low-rank product."""
-    return parameter.ndim == 2 and (name.endswith(_LOW_RANK) or ".lokr_" in name)
+    return parameter.ndim == 2 and is_factor(name)
+
+
+def is_factor(name: str) -> bool:
+    """Tell by its name whether a tensor of an adapter is a factor of its low-rank product."""
+    return name.endswith(_LOW_RANK) or ".lokr_" in name
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], optim: OptimSection) -> Groups:

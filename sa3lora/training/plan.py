@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sa3lora.adapters.config import LOKR, AdapterConfig, count_parameters
-from sa3lora.adapters.lokr import count_lokr
+from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.sites import check_rank, select_sites, site_shapes
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
@@ -25,6 +24,7 @@ from sa3lora.training.memory import (
 from sa3lora.training.offload import offload_row
 from sa3lora.training.precision import Precision
 from sa3lora.training.sharding import Sharding, Share, share_of_base
+from sa3lora.training.trained_bytes import bytes_each, trained_sizes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def make_plan(
     adapter = AdapterConfig.from_section(recipe.adapter)
     sites = select_sites(shapes, adapter)
     check_rank({site: shapes[site] for site in sites}, adapter)
-    num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
+    sizes = trained_sizes(adapter, {site: shapes[site] for site in sites})
+    num_parameters = sum(sizes.values())
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     share = None if sharding is None else share_of_base(denoiser, sharding)
     batches = batch_statistics(data)
@@ -96,6 +97,7 @@ def make_plan(
         magnitudes=wants_magnitudes(adapter.type),
         context_tokens=source.config.max_prompt_tokens + 1,
         unpacking=frozen.unpacking,
+        trained_bytes=bytes_each(recipe.optim, sizes),
     )
     how = choose_recomputation(
         True if offload else recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
@@ -135,12 +137,6 @@ def _share_rows(share: Share | None, num_base: int, *, bytes_each: int) -> dict[
             "previews gather all of it"
         )
     }
-
-
-def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
-    if adapter.type == LOKR:
-        return count_lokr(adapter, shapes)
-    return sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes.values())
 
 
 def _start_rows(recipe: Recipe) -> dict[str, str]:
