@@ -120,7 +120,10 @@ def make_plan(
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
-    notes = tuple(_notes(recipe, source, data, batches))
+    notes = (
+        *_notes(recipe, source, data, batches),
+        *_waiting(recipe, num_tensors=len(sizes), device=device),
+    )
     return Plan(rows, len(sites), num_parameters, how, notes)
 
 
@@ -165,6 +168,16 @@ def batch_statistics(data: TrainingData) -> BatchStatistics:
         largest_clips=len(largest.crops),
         num_singletons=sum(len(plan.crops) == 1 for plan in plans),
     )
+
+
+def _waiting(recipe: Recipe, *, num_tensors: int, device: str) -> list[str]:
+    """Tell what keeps a device without work."""
+    if recipe.optim.name != "prodigy" or device == "cpu":
+        return []
+    return [
+        f"prodigy reads two numbers of each of the {num_tensors} trained tensors back in every "
+        f"step, for which {device} is waited for; adamw, adamw8bit and muon read none"
+    ]
 
 
 def _data_rows(
