@@ -120,10 +120,7 @@ def make_plan(
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
-    notes = (
-        *_notes(recipe, source, data, batches),
-        *_waiting(recipe, num_tensors=len(sizes), device=device),
-    )
+    notes = (*_notes(recipe, source, data, batches), *_waiting(recipe, len(sizes), device=device))
     return Plan(rows, len(sites), num_parameters, how, notes)
 
 
@@ -170,7 +167,7 @@ def batch_statistics(data: TrainingData) -> BatchStatistics:
     )
 
 
-def _waiting(recipe: Recipe, *, num_tensors: int, device: str) -> list[str]:
+def _waiting(recipe: Recipe, num_tensors: int, *, device: str) -> list[str]:
     """Tell what keeps a device without work."""
     if recipe.optim.name != "prodigy" or device == "cpu":
         return []
