@@ -38,8 +38,8 @@ TENSOR_NAMES = frozenset(name for names in TENSORS.values() for name in names) |
 _KNOWN_KEYS = ("rank", "alpha", "adapter_type", "dropout", "include", "exclude")
 
 
-def count_parameters(adapter_type: str, r: int, fan_out: int, fan_in: int) -> int:
-    """Count the trained numbers of one layer."""
+def parameter_sizes(adapter_type: str, r: int, fan_out: int, fan_in: int) -> dict[str, int]:
+    """Count the numbers of every trained tensor of one layer."""
     sizes = {
         "lora_A": r * fan_in,
         "lora_B": fan_out * r,
@@ -48,7 +48,7 @@ def count_parameters(adapter_type: str, r: int, fan_out: int, fan_in: int) -> in
         "magnitude_r": fan_out,
         "magnitude_c": fan_in,
     }
-    return sum(sizes[name] for name in TENSORS[adapter_type])
+    return {name: sizes[name] for name in TENSORS[adapter_type]}
 
 
 @dataclass(frozen=True)

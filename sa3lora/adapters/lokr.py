@@ -106,17 +106,27 @@ def lokr_parameters(root: nn.Module, adapter_name: str) -> list[tuple[str, nn.Pa
     ]
 
 
-def count_lokr(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
-    """Count what would be trained on layers of these (fan_out, fan_in), allocating nothing."""
+def lokr_sizes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Count the numbers of every trained tensor, by the names of `lokr_parameters`.
+
+    Args:
+        config: Of the adapter.
+        shapes: (fan_out, fan_in) of its layers. Nothing is allocated.
+    """
+    numbered = {str(number): site for number, site in enumerate(shapes)}  # a site has dots
     with torch.device("meta"):
         root = nn.ModuleDict(
             {
-                str(number): nn.Linear(fan_in, fan_out, bias=False)
-                for number, (fan_out, fan_in) in enumerate(shapes.values())
+                number: nn.Linear(shapes[site][1], shapes[site][0], bias=False)
+                for number, site in numbered.items()
             }
         )
         inject_adapter_in_model(lokr_settings(config, list(root)), root, "default")
-    return sum(parameter.numel() for _, parameter in lokr_parameters(root, "default"))
+    sizes = {}
+    for name, parameter in lokr_parameters(root, "default"):
+        number, _, tensor = name.partition(".")
+        sizes[f"{numbered[number]}.{tensor}"] = parameter.numel()
+    return sizes
 
 
 def _layers(root: nn.Module, adapter_name: str) -> list[tuple[str, LoKrLayer]]:

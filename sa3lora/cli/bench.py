@@ -12,12 +12,11 @@ from sa3lora.cli.options import Device, DeviceOption, JsonOption, QuietOption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-
     from sa3lora.models.config import ModelConfig
     from sa3lora.models.denoiser import Denoiser
     from sa3lora.training.bench import BenchResult
     from sa3lora.training.bench_fits import Fit
+    from sa3lora.training.precision import Precision
 
 
 class Mode(StrEnum):
@@ -33,6 +32,25 @@ class Products(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Base(StrEnum):
+    """How the frozen base is held, as `train.base_dtype`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
+class Moves(StrEnum):
+    """What takes the step, as `optim.name`."""
+
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+    prodigy = "prodigy"
+    muon = "muon"
 
 
 def register(app: typer.Typer) -> None:
@@ -53,9 +71,11 @@ def bench(
     ] = "lora",
     r: Annotated[int, typer.Option("--rank", "-r", metavar="R", min=1, help="Rank.")] = 16,
     mode: Annotated[Mode, typer.Option("--mode", help="As train.checkpointing.")] = Mode.fast,
-    dtype: Annotated[
-        Products, typer.Option("--dtype", help="Of products; bfloat16 stores the base in it too.")
-    ] = Products.float32,
+    dtype: Annotated[Products, typer.Option("--dtype", help="Of products.")] = Products.float32,
+    base: Annotated[
+        Base, typer.Option("--base", help="As train.base_dtype; auto: in the type of products.")
+    ] = Base.auto,
+    optimizer: Annotated[Moves, typer.Option("--optimizer", help="As optim.name.")] = Moves.adamw,
     compile_blocks: Annotated[
         bool, typer.Option("--compile", help="As train.compile: blocks compiled first.")
     ] = False,
@@ -76,6 +96,7 @@ def bench(
       sa3lora bench
       sa3lora bench --model small-music-base --frames 512 --type dora-rows
       sa3lora bench --model medium-base --mode lean --dtype bfloat16 --json
+      sa3lora bench --model medium-base --dtype bfloat16 --base nf4 --optimizer adamw8bit
     """
     import torch
 
@@ -96,21 +117,29 @@ def bench(
         compute=getattr(torch, dtype.value),
         rounds=rounds,
         compile=compile_blocks,
+        base=base.value,
+        optimizer=optimizer.value,
     )
     if compile_blocks:
         require_compiler(where)
     with progress("bench", total=rounds, quiet=quiet) as advance:
         result = run_bench(make, config, settings, device=where, progress=advance)
-    fits = fits_of(config, settings.adapter)
-    setting = f"{model} ({weights}), {batch} x {num_frames} frames, {adapter_type} r {r}, {dtype}"
+    fits = fits_of(config, settings.adapter, optim=settings.recipe.optim)
+    setting = (
+        f"{model} ({weights}), {batch} x {num_frames} frames, {adapter_type} r {r}, {optimizer}; "
+        f"{settings.precision}"
+    )
     if as_json:
         rows = [vars(fit) for fit in fits]
-        print_json({"setting": setting, "device": where, **result.to_json(), "fits": rows})
+        held = settings.precision.quantised or str(settings.precision.base).removeprefix("torch.")
+        chosen = {"dtype": dtype, "base_dtype": held, "optimizer": optimizer}
+        told = {"setting": setting, "device": where, **chosen}
+        print_json({**told, **result.to_json(), "fits": rows})
     else:
         _show(setting, where, result, fits)
 
 
-def _model(name: str, device: str) -> tuple[Callable[[torch.dtype], Denoiser], ModelConfig, str]:
+def _model(name: str, device: str) -> tuple[Callable[[Precision], Denoiser], ModelConfig, str]:
     """Give a maker of the base, its configuration, and where its weights come from."""
     from sa3lora.models.config_parse import parse_config
     from sa3lora.models.fixtures import released_config
@@ -123,13 +152,15 @@ def _model(name: str, device: str) -> tuple[Callable[[torch.dtype], Denoiser], M
     if entry is not None and entry.repo_id is not None and not is_downloaded(entry.repo_id):
         config = parse_config(released_config(name))
         return (
-            lambda dtype: random_denoiser(config, seed=0, dtype=dtype, device=device),
+            lambda held: random_denoiser(
+                config, seed=0, dtype=held.base, device=device, quantised=held.quantised
+            ),
             config,
             "random weights",
         )
     source = resolve_model(name)
     return (
-        lambda dtype: source.load_denoiser(device=device, dtype=dtype),
+        lambda held: source.load_denoiser(device=device, dtype=held.base, quantised=held.quantised),
         source.config,
         "its own weights",
     )
@@ -156,7 +187,7 @@ def _show(setting: str, device: str, result: BenchResult, fits: list[Fit]) -> No
         "memory": (
             f"{result.peak_bytes / 1e6:.0f} MB over the model{limit}; estimated "
             f"{result.estimated_bytes / 1e6:.0f} MB; a forward pass "
-            f"{result.forward_peak_bytes / 1e6:.0f} MB"
+            f"{result.forward_peak_bytes / 1e6:.0f} MB; the base {result.base_bytes / 1e6:.0f} MB"
         ),
     }
     for name, value in rows.items():

@@ -30,6 +30,7 @@ from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.fixtures import TEXT_FOLDER, released_config, text_config
 from sa3lora.models.hub import free_bytes
 from sa3lora.models.layers import inverse_frequencies
+from sa3lora.models.quantised import QuantKind, quantising
 from sa3lora.models.registry import TINY_FOLDER, base_name
 from sa3lora.models.text_files import text_inventory
 
@@ -235,15 +236,25 @@ def _text_tensor(key: str, shape: tuple[int, ...], *, seed: int, name: str) -> T
 
 
 def random_denoiser(
-    config: ModelConfig, *, seed: int, dtype: torch.dtype, device: str = "cpu"
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    quantised: QuantKind | None = None,
 ) -> Denoiser:
-    """Build transformer and conditioners with random weights, frozen; nothing is written."""
+    """Build transformer and conditioners with random weights, frozen; nothing is written.
+
+    Type, place and bits are as `ModelSource.load_denoiser` takes them.
+    """
     with torch.device("meta"):
         denoiser = Denoiser(config)
     shapes = {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
-    tensors = (
+    tensors: Iterator[tuple[str, Tensor]] = (
         (key, random_tensor(key, shape, generator=_generator(seed, key)))
         for key, shape in shapes.items()
     )
+    if quantised is not None:
+        tensors = quantising(denoiser, tensors, kind=quantised, device=device, dtype=dtype)
     fill(denoiser, tensors, device=device, dtype=dtype)
     return denoiser.eval().requires_grad_(False)

@@ -83,6 +83,7 @@ class ModelSource:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         quantised: QuantKind | None = None,
+        runs_on: str | None = None,
     ) -> Denoiser:
         """Load transformer and conditioners, frozen.
 
@@ -91,12 +92,13 @@ class ModelSource:
             dtype: Type of the weights, or of what is not quantised.
             quantised: Hold the linear layers of the blocks in so few bits. They are quantised one
                 at a time, so that the whole model is never there in another form.
+            runs_on: Where they will compute, if they are moved there later.
 
         Raises:
             ModelError: If the attention back-end that is asked for cannot run here, or what
                 quantises is not installed.
         """
-        choose_backend(torch.device(device).type, dtype)
+        choose_backend(torch.device(runs_on or device).type, dtype)
         with torch.device("meta"):
             denoiser = Denoiser(self.config)
         tensors = read_tensors(self.weights_path, self._denoiser_keys)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sa3lora.adapters.config import AdapterConfig
@@ -17,7 +16,9 @@ from sa3lora.adapters.inject import adapter_parameters, inject_adapter
 from sa3lora.models.compiled import compile_blocks
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
-from sa3lora.recipe import ObjectiveSection, OptimSection
+from sa3lora.recipe import Recipe
+from sa3lora.training.bench_step import BenchBatch, fastest_product, seconds_of, training_step
+from sa3lora.training.frozen import check_base, frozen_bytes
 from sa3lora.training.memory import (
     Recomputation,
     StepMemory,
@@ -25,14 +26,13 @@ from sa3lora.training.memory import (
     free_memory,
     wants_magnitudes,
 )
-from sa3lora.training.optim import clip_gradients
-from sa3lora.training.optimizers import make_optimizer
 from sa3lora.training.peak import PeakMemory
-from sa3lora.training.step import flow_step_loss
+from sa3lora.training.precision import Precision, choose_precision
+from sa3lora.training.trained_bytes import bytes_each
 from sa3lora.training.validation import without_adapters
 
-_PROMPT_TOKENS = 40
-_OBJECTIVE = ObjectiveSection(silence_s=0.0, prompt_dropout=0.0)
+# How the forward pass that steps are compared with holds its weights.
+_PLAIN = Precision(torch.float32, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ class BenchSettings:
         batch: Clips of a step.
         adapter: Type and rank; every layer carries it.
         mode: As `train.checkpointing`.
-        compute: Type of matrix products; with bfloat16 the base is stored in it.
+        compute: Type of matrix products.
         rounds: Steps that are measured, each beside a forward pass.
         compile: Whether the step's blocks are compiled, before anything is measured.
+        base: As `train.base_dtype`; `auto` stores the base in the type of the products.
+        optimizer: As `optim.name`, its other settings those of a recipe that says nothing.
     """
 
     num_frames: int
@@ -56,6 +58,25 @@ class BenchSettings:
     compute: torch.dtype
     rounds: int
     compile: bool = False
+    base: str = "auto"
+    optimizer: str = "adamw"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """A run whose steps are such as these."""
+        dtype = str(self.compute).removeprefix("torch.")
+        return Recipe.model_validate(
+            {
+                "adapter": {"type": self.adapter.type, "r": self.adapter.r},
+                "optim": {"name": self.optimizer},
+                "train": {"dtype": dtype, "base_dtype": self.base, "compile": self.compile},
+            }
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """How base and products are held."""
+        return choose_precision(self.recipe.train, device="cpu")  # no type is left to the device
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,7 @@ class BenchResult:
         ceiling_flops_per_s: The fastest matrix product of the model's shapes in the step's type.
         peak_bytes: Most that a step had in use, less what was before the first forward pass.
         forward_peak_bytes: The same of the forward pass.
+        base_bytes: The frozen weights, which are there before, as the plan counts them.
         estimated_bytes: What the plan's memory model says that `peak_bytes` is.
         peak_is_exact: Whether the system can forget an earlier peak; else both are upper limits.
     """
@@ -83,6 +105,7 @@ class BenchResult:
     ceiling_flops_per_s: float
     peak_bytes: int
     forward_peak_bytes: int
+    base_bytes: int
     estimated_bytes: int
     peak_is_exact: bool
     num_frames: int
@@ -104,23 +127,29 @@ class BenchResult:
 
 
 def step_memory(
-    denoiser: Denoiser, config: ModelConfig, settings: BenchSettings, *, num_trained: int
+    config: ModelConfig, settings: BenchSettings, *, sizes: Mapping[str, int]
 ) -> StepMemory:
-    """Describe a run's memory as the plan does."""
+    """Describe a run's memory as the plan does; `sizes` are of its trained tensors."""
+    with torch.device("meta"):
+        denoiser = Denoiser(config)
+    num_base = sum(parameter.numel() for parameter in denoiser.parameters())
+    frozen = frozen_bytes(denoiser, settings.precision)
     assert config.dit is not None
     return StepMemory(
         dit=config.dit,
-        num_base=sum(p.numel() for p in denoiser.parameters()) - num_trained,
-        num_trained=num_trained,
-        base_bytes=denoiser.dtype.itemsize,
+        num_base=num_base,
+        num_trained=sum(sizes.values()),
+        base_bytes=frozen.held / num_base,
         compute=settings.compute,
         magnitudes=wants_magnitudes(settings.adapter.type),
         context_tokens=config.max_prompt_tokens + 1,
+        unpacking=frozen.unpacking,
+        trained_bytes=bytes_each(settings.recipe.optim, sizes),
     )
 
 
 def run_bench(
-    make: Callable[[torch.dtype], Denoiser],
+    make: Callable[[Precision], Denoiser],
     config: ModelConfig,
     settings: BenchSettings,
     *,
@@ -130,19 +159,22 @@ def run_bench(
     """Measure steps and forward passes in turn, so that both meet the same machine.
 
     Args:
-        make: Gives the base with weights of a type.
+        make: Gives the base with its weights held in some way.
         config: Its configuration.
         settings: What to measure.
         device: Where.
         progress: Told how many rounds are done.
+
+    Raises:
+        RecipeError: If the adapter cannot be trained on such a base, or the optimizer cannot run.
     """
+    check_base(settings.recipe)
     where = torch.device(device)
-    denoiser = make(settings.compute)
-    bare = denoiser if settings.compute == torch.float32 else make(torch.float32)
+    denoiser = make(settings.precision)
+    bare = denoiser if settings.precision == _PLAIN else make(_PLAIN)
     inject_adapter(denoiser, settings.adapter)
     trained = dict(adapter_parameters(denoiser))
-    num_trained = sum(parameter.numel() for parameter in trained.values())
-    memory = step_memory(denoiser, config, settings, num_trained=num_trained)
+    memory = step_memory(config, settings, sizes={n: p.numel() for n, p in trained.items()})
     how = choose_recomputation(
         settings.mode, memory, num_frames=settings.num_frames, batch=settings.batch,
         free=free_memory(where), bit_exact=where.type == "cpu",
@@ -150,8 +182,8 @@ def run_bench(
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     if settings.compile:
         compile_blocks(denoiser.model)
-    batch = _Batch(config, settings, where)
-    step = _step(denoiser, trained, batch)
+    batch = _batch(config, settings, where)
+    step = training_step(denoiser, trained, batch, optim=settings.recipe.optim)
 
     def forward() -> None:
         with torch.no_grad(), without_adapters(bare):
@@ -159,14 +191,14 @@ def run_bench(
 
     peak = PeakMemory(where)
     forward_peak = peak.of(forward)
-    began = time.perf_counter()
-    step()  # makes the optimizer's moments, which later steps have beside their activations
-    first_s = time.perf_counter() - began
+    # makes the optimizer's moments, which later steps have beside their activations
+    first_s = seconds_of(step, where)
     step_peak = peak.of(step)
     times, ceilings = [], []
+    rows = settings.batch * (settings.num_frames + memory.dit.num_memory_tokens)
     for done in range(settings.rounds):
-        times.append((_seconds(forward, where), _seconds(step, where)))
-        ceilings.append(_ceiling(config, settings, where))
+        times.append((seconds_of(forward, where), seconds_of(step, where)))
+        ceilings.append(fastest_product(config, rows=rows, compute=settings.compute, device=where))
         progress(done + 1)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -179,6 +211,7 @@ def run_bench(
         ceiling_flops_per_s=statistics.median(ceilings),
         peak_bytes=step_peak,
         forward_peak_bytes=forward_peak,
+        base_bytes=memory.weights - memory.unpacking,
         estimated_bytes=_estimate(memory, how, settings),
         peak_is_exact=peak.is_exact,
         num_frames=settings.num_frames * settings.batch,
@@ -186,81 +219,20 @@ def run_bench(
     )
 
 
-def _step(
-    denoiser: Denoiser, trained: Mapping[str, nn.Parameter], batch: _Batch
-) -> Callable[[], None]:
-    """Give a training step as the trainer takes it."""
-    optimizer = make_optimizer(trained, OptimSection())
-
-    def step() -> None:
-        torch.autograd.backward(batch.loss(denoiser))
-        clip_gradients(list(trained.values()), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-class _Batch:
-    """Random clips of one length, without padding or silence."""
-
-    def __init__(self, config: ModelConfig, settings: BenchSettings, device: torch.device) -> None:
-        assert config.dit is not None
-        generator = Generator().manual_seed(1)
-        shape = (settings.batch, config.dit.io_channels, settings.num_frames)
-        self.latents = torch.randn(shape, generator=generator)
-        self._there = self.latents.to(device)
-        self.mask = torch.ones(shape[0], shape[2], dtype=torch.bool)
-        frame_s = config.downsampling_ratio / config.sample_rate
-        self.seconds = torch.full((shape[0],), settings.num_frames * frame_s)
-        tokens = min(_PROMPT_TOKENS, config.max_prompt_tokens)
-        self.text = [
-            torch.randn(tokens, config.cond_dim, generator=generator) for _ in range(settings.batch)
-        ]
-        self._config, self._device, self._compute = config, device, settings.compute
-        self._generator = generator
-
-    def loss(self, denoiser: Denoiser) -> Tensor:
-        enabled = self._compute != torch.float32
-        with torch.autocast(self._device.type, self._compute, enabled=enabled):
-            return flow_step_loss(
-                denoiser,
-                self.latents,
-                mask=self.mask,
-                seconds=self.seconds,
-                text=self.text,
-                objective=_OBJECTIVE,
-                model_config=self._config,
-                generator=self._generator,
-            ).total
-
-    def velocity(self, denoiser: Denoiser) -> Tensor:
-        t = torch.full((len(self.latents),), 0.5, device=self._device)
-        conditioning = denoiser.condition(self.text, self.seconds)
-        return denoiser.velocity(self._there, t, conditioning)
+def _batch(config: ModelConfig, settings: BenchSettings, device: torch.device) -> BenchBatch:
+    return BenchBatch(
+        config,
+        num_frames=settings.num_frames,
+        batch=settings.batch,
+        compute=settings.compute,
+        device=device,
+    )
 
 
 def _estimate(memory: StepMemory, how: Recomputation, settings: BenchSettings) -> int:
     # the adapter itself is there before the first forward pass
     growing = memory.trained - 4 * memory.num_trained
-    acts = memory.activations(how, num_frames=settings.num_frames, batch=settings.batch)
+    acts = memory.unpacking + memory.activations(
+        how, num_frames=settings.num_frames, batch=settings.batch
+    )
     return growing + acts
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def _ceiling(config: ModelConfig, settings: BenchSettings, device: torch.device) -> float:
-    """Time the largest product of a block; operations a second."""
-    assert config.dit is not None
-    rows = settings.batch * (settings.num_frames + config.dit.num_memory_tokens)
-    width, inner = config.dit.embed_dim, int(2 * config.dit.ff_mult * config.dit.embed_dim)
-    left = torch.randn(rows, width, device=device, dtype=settings.compute)
-    right = torch.randn(inner, width, device=device, dtype=settings.compute)
-    seconds = min(_seconds(lambda: left @ right.T, device) for _ in range(5))
-    return 2.0 * rows * width * inner / seconds

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sa3lora.adapters.config import AdapterConfig, count_parameters
+from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.quantised import quantised_problem
 from sa3lora.adapters.sites import site_shapes
 from sa3lora.models.config import ModelConfig
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.quantised import QUANT_KINDS
+from sa3lora.recipe import OptimSection
 from sa3lora.training.frozen import FrozenBytes, frozen_bytes, held_in
 from sa3lora.training.memory import (
     LEAN_SHARE,
@@ -21,6 +22,7 @@ from sa3lora.training.memory import (
     largest_fit,
     wants_magnitudes,
 )
+from sa3lora.training.trained_bytes import bytes_each, trained_sizes
 
 CARDS_GB = (6, 8, 12, 16, 24)
 #: Values of `train.base_dtype` that are tried.
@@ -74,7 +76,7 @@ def what_fits(memory: StepMemory, *, frozen: Mapping[str, FrozenBytes], longest:
     return rows
 
 
-def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
+def fits_of(config: ModelConfig, adapter: AdapterConfig, *, optim: OptimSection) -> list[Fit]:
     """Say what fits of a model whose every layer carries an adapter.
 
     A base in few bits is tried for the adapters that can be trained on it.
@@ -82,15 +84,16 @@ def fits_of(config: ModelConfig, adapter: AdapterConfig) -> list[Fit]:
     assert config.dit is not None
     with torch.device("meta"):
         denoiser = Denoiser(config)
-    shapes = site_shapes(denoiser).values()
+    sizes = trained_sizes(adapter, site_shapes(denoiser))
     memory = StepMemory(
         dit=config.dit,
         num_base=sum(parameter.numel() for parameter in denoiser.parameters()),
-        num_trained=sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes),
+        num_trained=sum(sizes.values()),
         base_bytes=2.0,
         compute=torch.bfloat16,
         magnitudes=wants_magnitudes(adapter.type),
         context_tokens=config.max_prompt_tokens + 1,
+        trained_bytes=bytes_each(optim, sizes),
     )
     names = BASE_DTYPES if quantised_problem(adapter) is None else BASE_DTYPES[len(QUANT_KINDS) :]
     frozen = {name: frozen_bytes(denoiser, held_in(name)) for name in names}

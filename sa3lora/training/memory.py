@@ -17,8 +17,6 @@ from sa3lora.models.config import DitConfig
 
 Wanted = str | bool | float
 
-# Gradient and the two moments of AdamW; the adapter itself is float32 too.
-_TRAINED_BYTES = 16
 # Embedded context, first and last projections and the loss, in widths of a token.
 _OUTSIDE_BLOCKS = 4
 # Buffers of the libraries that multiply matrices, as measured with the embedded model on a CPU.
@@ -63,6 +61,8 @@ class StepMemory:
         magnitudes: Whether the adapter's type keeps outputs for its magnitudes.
         context_tokens: Of the prompt and the duration.
         unpacking: Bytes beside them while a weight that is held in few bits is multiplied with.
+        trained_bytes: Of one number in the adapter with its gradient and what the optimizer keeps
+            of it, on average; that of plain AdamW if not told.
     """
 
     dit: DitConfig
@@ -73,6 +73,7 @@ class StepMemory:
     magnitudes: bool = False
     context_tokens: int = 257
     unpacking: int = 0
+    trained_bytes: float = 16.0
 
     @property
     def weights(self) -> int:
@@ -82,7 +83,7 @@ class StepMemory:
     @property
     def trained(self) -> int:
         """Adapter, its gradient and its optimizer."""
-        return self.num_trained * _TRAINED_BYTES
+        return round(self.num_trained * self.trained_bytes)
 
     def activations(
         self, how: Recomputation, *, num_frames: int, batch: int, depth: int | None = None

@@ -132,7 +132,12 @@ def effective_rate(optimizer: Optimizer, lr: float) -> float:
 
 def is_low_rank(name: str, parameter: nn.Parameter) -> bool:
     """Tell whether a parameter of an adapter is a factor of its low-rank product."""
-    return parameter.ndim == 2 and (name.endswith(_LOW_RANK) or ".lokr_" in name)
+    return parameter.ndim == 2 and is_factor(name)
+
+
+def is_factor(name: str) -> bool:
+    """Tell by its name whether a tensor of an adapter is a factor of its low-rank product."""
+    return name.endswith(_LOW_RANK) or ".lokr_" in name
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], optim: OptimSection) -> Groups:
@@ -197,8 +202,26 @@ def _adamw8bit(groups: Groups, optim: OptimSection) -> Optimizer:
             f"optim.name: adamw8bit runs on CUDA and CPUs, this run is on "
             f"{', '.join(sorted(found))}. Take optim.name=adamw."
         )
+
+    class Unhurried(AdamW8bit):  # type: ignore[misc]
+        """Its step waits for a GPU after every tensor, which only paged moments need.
+
+        Ours are not, and their kernels run in the default stream, as everything of a step does.
+        """
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            """Take a step on the gradients that are there."""
+            for number, group in enumerate(self.param_groups):
+                for place, parameter in enumerate(group["params"]):
+                    if parameter.grad is None:
+                        continue
+                    if not self.state[parameter]:
+                        self.init_state(group, parameter, number, place)
+                    self.update_step(group, parameter, number, place)
+
     # Tensors of fewer than 4096 numbers, such as magnitudes, keep moments of 32 bits.
-    optimizer: Optimizer = AdamW8bit(groups, lr=optim.lr, betas=optim.betas, eps=_EPS)
+    optimizer: Optimizer = Unhurried(groups, lr=optim.lr, betas=optim.betas, eps=_EPS)
     return optimizer
 
 

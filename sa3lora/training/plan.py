@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sa3lora.adapters.config import LOKR, AdapterConfig, count_parameters
-from sa3lora.adapters.lokr import count_lokr
+from sa3lora.adapters.config import AdapterConfig
 from sa3lora.adapters.sites import check_rank, select_sites, site_shapes
 from sa3lora.models.denoiser import Denoiser
 from sa3lora.models.source import ModelSource
@@ -25,6 +24,7 @@ from sa3lora.training.memory import (
 from sa3lora.training.offload import offload_row
 from sa3lora.training.precision import Precision
 from sa3lora.training.sharding import Sharding, Share, share_of_base
+from sa3lora.training.trained_bytes import bytes_each, trained_sizes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def make_plan(
     adapter = AdapterConfig.from_section(recipe.adapter)
     sites = select_sites(shapes, adapter)
     check_rank({site: shapes[site] for site in sites}, adapter)
-    num_parameters = _count_trained(adapter, {site: shapes[site] for site in sites})
+    sizes = trained_sizes(adapter, {site: shapes[site] for site in sites})
+    num_parameters = sum(sizes.values())
     num_base = sum(parameter.numel() for parameter in denoiser.parameters())
     share = None if sharding is None else share_of_base(denoiser, sharding)
     batches = batch_statistics(data)
@@ -96,6 +97,7 @@ def make_plan(
         magnitudes=wants_magnitudes(adapter.type),
         context_tokens=source.config.max_prompt_tokens + 1,
         unpacking=frozen.unpacking,
+        trained_bytes=bytes_each(recipe.optim, sizes),
     )
     how = choose_recomputation(
         True if offload else recipe.train.checkpointing, memory, num_frames=batches.largest_frames,
@@ -106,11 +108,8 @@ def make_plan(
         "model": f"{source.name} ({num_base:,} parameters, {precision})",
         "device": f"{device}, {world_size} process{'' if world_size == 1 else 'es'}",
         **_share_rows(recipe, share, num_base, bytes_each=precision.base.itemsize),
-        "adapter": (
-            f"{recipe.adapter.type}, r {adapter.r}, alpha {adapter.alpha:g}"
-            f"{', starting from PiSSA' if adapter.init == 'pissa' else ''}: "
-            f"{len(sites)} of {len(shapes)} layers, {num_parameters:,} trainable parameters "
-            f"({num_parameters * 4 / 1e6:.1f} MB)"
+        "adapter": _adapter_row(
+            recipe, adapter, layers=f"{len(sites)} of {len(shapes)}", num_parameters=num_parameters
         ),
         **_start_rows(recipe),
         **_data_rows(recipe, data, batches, world_size=world_size),
@@ -118,8 +117,22 @@ def make_plan(
         "memory": _memory_row(memory, how, batches),
         "time": "measured over the first steps, then shown",
     }
-    notes = tuple(_notes(recipe, source, data, batches, world_size=world_size))
+    notes = (
+        *_notes(recipe, source, data, batches, world_size=world_size),
+        *_waiting(recipe, len(sizes), device=device),
+    )
     return Plan(rows, len(sites), num_parameters, how, notes)
+
+
+def _adapter_row(
+    recipe: Recipe, adapter: AdapterConfig, *, layers: str, num_parameters: int
+) -> str:
+    return (
+        f"{recipe.adapter.type}, r {adapter.r}, alpha {adapter.alpha:g}"
+        f"{', starting from PiSSA' if adapter.init == 'pissa' else ''}: "
+        f"{layers} layers, {num_parameters:,} trainable parameters "
+        f"({num_parameters * 4 / 1e6:.1f} MB)"
+    )
 
 
 def _share_rows(
@@ -138,12 +151,6 @@ def _share_rows(
             f"previews gather all of it{teacher}"
         )
     }
-
-
-def _count_trained(adapter: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> int:
-    if adapter.type == LOKR:
-        return count_lokr(adapter, shapes)
-    return sum(count_parameters(adapter.type, adapter.r, *shape) for shape in shapes.values())
 
 
 def _start_rows(recipe: Recipe) -> dict[str, str]:
@@ -172,6 +179,16 @@ def batch_statistics(data: TrainingData) -> BatchStatistics:
         largest_clips=len(largest.crops),
         num_singletons=sum(len(plan.crops) == 1 for plan in plans),
     )
+
+
+def _waiting(recipe: Recipe, num_tensors: int, *, device: str) -> list[str]:
+    """Tell what keeps a device without work."""
+    if recipe.optim.name != "prodigy" or device == "cpu":
+        return []
+    return [
+        f"prodigy reads two numbers of each of the {num_tensors} trained tensors back in every "
+        f"step, for which {device} is waited for; adamw, adamw8bit and muon read none"
+    ]
 
 
 def _data_rows(

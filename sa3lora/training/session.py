@@ -161,8 +161,9 @@ def load_denoiser(setup: Setup) -> Denoiser:
     away = recipe.train.offload or setup.sharding is not None
     device, precision = "cpu" if away else str(setup.device), setup.precision
     denoiser = setup.source.load_denoiser(
-        device=device, dtype=precision.base, quantised=precision.quantised
-    )
+        device=device, dtype=precision.base, quantised=precision.quantised,
+        runs_on=str(setup.device),
+    )  # fmt: skip
     how = setup.plan.recomputation
     denoiser.model.set_recomputation(num_blocks=how.num_blocks, frugal=how.frugal)
     stored = CheckpointWeights(setup.source.weights_path)

@@ -19,7 +19,7 @@ from sa3lora.adapters.inject import (
     import_adapter_state,
     inject_adapter,
 )
-from sa3lora.adapters.lokr import count_lokr
+from sa3lora.adapters.lokr import lokr_sizes
 from sa3lora.adapters.lokr_folder import write_lokr_folder
 from sa3lora.adapters.resize import Resizer
 from sa3lora.adapters.sites import site_shapes
@@ -62,9 +62,8 @@ def test_a_fresh_one_changes_nothing_and_depends_on_its_seed_alone(make_root):
     trainable = {name for name, p in root.named_parameters() if p.requires_grad}
     assert len(trainable) == len(adapter_parameters(root))
     assert all("lokr_" in name for name in trainable)
-    assert sum(p.numel() for _, p in adapter_parameters(root)) == count_lokr(
-        CONFIG, {site: site_shapes(root)[site] for site in sites}
-    )
+    shapes = {site: site_shapes(root)[site] for site in sites}
+    assert {n: p.numel() for n, p in adapter_parameters(root)} == lokr_sizes(CONFIG, shapes)
     for seed, same in ((3, True), (5, False)):
         torch.rand(1)
         other = make_root()

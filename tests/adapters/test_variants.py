@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sa3lora.adapters.config import ADAPTER_TYPES, AdapterConfig, count_parameters
+from sa3lora.adapters.config import ADAPTER_TYPES, AdapterConfig
 from sa3lora.adapters.deltas import delta, trained_weight
 from sa3lora.adapters.files import read_adapter, write_adapter
 from sa3lora.adapters.fold import AdapterStack
@@ -18,7 +18,7 @@ from sa3lora.adapters.inject import (
     import_adapter_state,
     inject_adapter,
 )
-from sa3lora.adapters.sites import find_layers, site_shapes
+from sa3lora.adapters.sites import find_layers
 from sa3lora.errors import AdapterError
 
 PISSA = AdapterConfig(r=3, lora_alpha=6.0, init="pissa")
@@ -53,10 +53,6 @@ def test_only_float32_tensors_of_the_adapter_are_trained_and_the_base_stays(root
     listed = dict(adapter_parameters(root))
     assert {id(p) for p in root.parameters() if p.requires_grad} == set(map(id, listed.values()))
     assert {parameter.dtype for parameter in listed.values()} == {torch.float32}
-    kind = config.type
-    assert sum(p.numel() for p in listed.values()) == sum(
-        count_parameters(kind, config.r, *shape) for shape in site_shapes(root).values()
-    )
     start = {name: p.detach().clone() for name, p in listed.items()}
     train(root)
     assert all(not torch.equal(p, start[name]) for name, p in listed.items())

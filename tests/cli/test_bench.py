@@ -32,7 +32,33 @@ def test_the_page_says_what_was_measured_and_what_fits(
     more = ["--type", "dora-rows", "-r", "2", "--mode", "lean", "--dtype", "bfloat16"]
     assert main([*command, *more, "--device", "cpu", "--quiet"]) == 0
     page = capsys.readouterr().out
-    assert "dora-rows r 2, bfloat16" in page
+    assert "dora-rows r 2, adamw; base bfloat16, products bfloat16" in page
     assert "norms, heads and gates are recomputed" in page
     assert "times a bare float32 forward pass" in page
     assert "bfloat16  " in page
+
+
+def test_base_and_optimizer_are_told_and_decide_what_fits(
+    small_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "--model", str(small_model), "--frames", "12", "--rounds", "1"]
+    found = []
+    for more in ([], ["--base", "nf4", "--optimizer", "muon"]):
+        assert main([*command, *more, "--device", "cpu", "--quiet", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    plain, changed = found
+    assert (plain["base_dtype"], plain["optimizer"]) == ("float32", "adamw")
+    assert (changed["base_dtype"], changed["optimizer"]) == ("nf4", "muon")
+    assert changed["base_bytes"] < plain["base_bytes"]
+    pairs = zip(plain["fits"], changed["fits"], strict=True)
+    assert all(after["num_frames"] > before["num_frames"] for before, after in pairs)
+
+
+def test_what_cannot_be_trained_is_refused_as_in_training(
+    small_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "--model", str(small_model), "--device", "cpu", "--base", "nf4"]
+    assert main([*command, "--type", "dora-rows"]) == 1
+    told = capsys.readouterr().err
+    assert "train.base_dtype: nf4, but dora-rows is trained against the lengths" in told
+    assert "take lora or lora-xs, or keep the base in bfloat16" in told

@@ -146,6 +146,14 @@ def test_loading_a_model_refuses_an_impossible_back_end(
         source.load_denoiser()
 
 
+def test_weights_that_wait_on_the_cpu_have_the_back_end_of_where_they_compute(
+    monkeypatch: pytest.MonkeyPatch, source: Any
+) -> None:
+    monkeypatch.setenv("SA3LORA_ATTENTION", "flash")
+    with pytest.raises(ModelError, match=r"flash cannot run on cuda in torch\.float32"):
+        source.load_denoiser(device="cpu", runs_on="cuda:0")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_back_ends_agree_on_the_gpu(

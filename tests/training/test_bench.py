@@ -3,15 +3,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sa3lora.adapters.config import AdapterConfig
+from sa3lora.adapters.inject import adapter_parameters
+from sa3lora.errors import RecipeError
+from sa3lora.models.denoiser import Denoiser
+from sa3lora.models.quantised import QuantisedLinear
 from sa3lora.models.source import ModelSource
 from sa3lora.training.bench import BenchSettings, run_bench
 from sa3lora.training.peak import PeakMemory
+from sa3lora.training.precision import Precision
 
 
 def _bench(*arguments: str) -> dict[str, Any]:
@@ -23,22 +30,72 @@ def _bench(*arguments: str) -> dict[str, Any]:
     return found
 
 
+def _maker(source: ModelSource) -> Callable[[Precision], Denoiser]:
+    return lambda held: source.load_denoiser(dtype=held.base, quantised=held.quantised)
+
+
+def _settings(adapter_type: str = "lora", **changes: Any) -> BenchSettings:
+    settings = BenchSettings(
+        num_frames=12, batch=1, adapter=AdapterConfig(type=adapter_type, r=2), mode="fast",
+        compute=torch.float32, rounds=1,
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
 @pytest.mark.parametrize("mode", ["fast", "lean", "auto"])
 def test_every_mode_takes_a_step_and_counts_its_products(source: ModelSource, mode: str) -> None:
-    settings = BenchSettings(
-        num_frames=20, batch=2, adapter=AdapterConfig(r=2), mode=mode, compute=torch.float32,
-        rounds=1,
-    )  # fmt: skip
-
-    def make(dtype: torch.dtype) -> Any:
-        return source.load_denoiser(dtype=dtype)
-
+    settings = _settings(num_frames=20, batch=2, mode=mode)
     told: list[int] = []
-    result = run_bench(make, source.config, settings, progress=told.append)
+    result = run_bench(_maker(source), source.config, settings, progress=told.append)
     assert told == [1]
     assert result.num_frames == 40
     assert result.step_flops > 0
     assert result.ratio == pytest.approx(result.step_s / result.forward_s)
+
+
+@pytest.mark.parametrize("base", ["auto", "bfloat16", "int8", "nf4"])
+def test_a_step_meets_the_base_that_was_asked_for(source: ModelSource, base: str) -> None:
+    made: dict[str, Denoiser] = {}
+
+    def make(held: Precision) -> Denoiser:
+        denoiser = _maker(source)(held)
+        made[str(held)] = denoiser
+        return denoiser
+
+    settings = _settings(base=base)
+    result = run_bench(make, source.config, settings)
+    plain = str(Precision(torch.float32, torch.float32))
+    assert set(made) == {str(settings.precision), plain}, "the forward pass is float32 always"
+    trained = {id(p) for _, p in adapter_parameters(made[str(settings.precision)])}
+    tensors = [p for p in made[str(settings.precision)].parameters() if id(p) not in trained]
+    for module in made[str(settings.precision)].modules():
+        if isinstance(module, QuantisedLinear):
+            tensors += module.quantised.tensors
+    assert result.base_bytes == sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "prodigy", "muon"])
+def test_every_optimizer_takes_the_step(source: ModelSource, name: str) -> None:
+    result = run_bench(_maker(source), source.config, _settings(optimizer=name))
+    assert result.step_flops > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (_settings("dora-rows", base="int8"), "int8, but dora-rows is trained against"),
+        (_settings("lokr", base="nf4"), "nf4, but lokr makes a full matrix"),
+        (_settings(base="nf4", compile=True), "train.compile: a base in nf4 is not compiled"),
+    ],
+)
+def test_what_no_run_could_train_is_refused_before_anything_is_made(
+    source: ModelSource, settings: BenchSettings, message: str
+) -> None:
+    def make(_: Precision) -> Denoiser:
+        pytest.fail("nothing is made")
+
+    with pytest.raises(RecipeError, match=message):
+        run_bench(make, source.config, settings)
 
 
 def test_a_peak_is_what_was_in_use_at_once() -> None:

@@ -66,6 +66,25 @@ def test_compiled_blocks_have_the_losses_of_uncompiled_ones(
 
 
 @pytest.mark.slow
+def test_a_run_is_compiled_however_many_were_before_it(
+    tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe
+) -> None:
+    _needs_compiler()
+    # one kind of input in all of a run, and no more than one allowed: another run must not count
+    keys = [
+        "train.max_steps=1", "validate.every=0", "data.packing=false", "train.compile=true",
+        "objective.silence_s=0", "data.frames_per_batch=1",
+    ]  # fmt: skip
+    counts = torch._dynamo.utils.counters
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for name in ("lora", "lora-xs"):
+            counts.clear()
+            run = RunFolder.create(name, root=tmp_path)
+            _losses(make_recipe(*keys, f"adapter.type={name}"), run, source)
+            assert counts["frames"]["ok"] == counts["frames"]["total"] == 1
+
+
+@pytest.mark.slow
 def test_a_killed_compiled_run_ends_in_the_same_adapter(
     tmp_path: Path, source: ModelSource, make_recipe: MakeRecipe
 ) -> None:

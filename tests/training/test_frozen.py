@@ -119,13 +119,13 @@ def test_medium_with_clips_of_120_s_fits_8_gb_as_its_recipe_says() -> None:
     recipe = load_recipe("medium_style_8gb")
     assert recipe.train.base_dtype == "nf4"
     config = parse_config(released_config("medium-base"))
-    fits = fits_of(config, AdapterConfig.from_section(recipe.adapter))
+    fits = fits_of(config, AdapterConfig.from_section(recipe.adapter), optim=recipe.optim)
     found = {(fit.card_gb, fit.base_dtype): fit.num_frames or 0 for fit in fits}
     for card in (6, 8, 12, 16, 24):
         assert found[card, "float32"] <= found[card, "bfloat16"] or found[card, "bfloat16"] > 4096
     assert found[8, "nf4"] > recipe.data.frames_per_batch
     assert found[6, "nf4"] > found[6, "int8"] > found[6, "bfloat16"]
-    magnitudes = fits_of(config, AdapterConfig(type="dora-rows", r=16))
+    magnitudes = fits_of(config, AdapterConfig(type="dora-rows", r=16), optim=recipe.optim)
     assert {fit.base_dtype for fit in magnitudes} == {"bfloat16", "float32"}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -149,6 +150,31 @@ def _fit(name: str, *, steps: int) -> tuple[list[float], Optimizer]:
         optimizer.step()
         optimizer.zero_grad()
     return losses, optimizer
+
+
+def test_eight_bits_wait_for_no_gpu_and_move_as_the_library_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = pytest.importorskip("bitsandbytes.optim")
+
+    def run(make: Callable[[list[nn.Parameter]], Optimizer]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        sizes = ((16, 512), (16,))  # moments of 8 bits and of 32
+        tensors = [nn.Parameter(torch.randn(size, generator=generator)) for size in sizes]
+        optimizer = make(tensors)
+        for _ in range(3):
+            for tensor in tensors:
+                tensor.grad = torch.randn(tensor.shape, generator=generator)
+            optimizer.step()
+        return [tensor.detach() for tensor in tensors]
+
+    optim = OptimSection(name="adamw8bit")
+    settings = {"lr": optim.lr, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    expected = run(lambda tensors: library.AdamW8bit(tensors, **settings))
+    # a CPU never waits there, so what would wait for a GPU is watched itself
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", lambda _: pytest.fail("waits"))
+    found = run(lambda tensors: make_optimizer(dict(zip("ab", tensors, strict=True)), optim))
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
 def test_eight_bits_learn_like_thirty_two() -> None:

@@ -73,3 +73,21 @@ def test_clips_longer_than_the_limit_are_said_to_be_cropped(
     recipe = make_recipe("data.max_duration_s=0.05")
     notes = " ".join(plan_training(recipe, source=source, device="cpu").notes)
     assert "cropped at another place each epoch" in notes
+
+
+def test_an_optimizer_that_waits_for_a_gpu_is_said_to(
+    source: ModelSource, make_recipe: Callable[..., Recipe]
+) -> None:
+    def notes(name: str, device: str) -> str:
+        recipe = make_recipe(f"optim.name={name}")
+        with accelerated("cpu") as accelerator:
+            setup = set_up(recipe, source=source, accelerator=accelerator)
+        plan = make_plan(
+            recipe, source=source, data=setup.data, precision=setup.precision, device=device
+        )
+        return " ".join(plan.notes)
+
+    # 31 layers with A and B each; a plan asks nothing of this device
+    assert "prodigy reads two numbers of each of the 62 trained tensors" in notes("prodigy", "mps")
+    assert "waited for" not in notes("prodigy", "cpu")
+    assert "waited for" not in notes("adamw8bit", "mps")

@@ -48,6 +48,7 @@ _WATCHED = {
     "kronecker": ["adapter.type=lokr"],
     "leading part": ["adapter.init=pissa"],
     "muon": ["optim.name=muon", "optim.schedule=cosine"],
+    "8 bits": ["optim.name=adamw8bit", "adapter.r=64"],
     "bfloat16": ["train={dtype: bfloat16, base_dtype: bfloat16}"],
     "teacher": ["distill.seeds=1", "distill.teacher_steps=1"],
 }
@@ -113,9 +114,11 @@ def test_no_step_waits_for_the_device(opened: Open, path: str) -> None:
 
 def test_prodigy_alone_waits_inside_its_own_step(opened: Open) -> None:
     pytest.importorskip("prodigyopt")
-    with opened("optim.name=prodigy", lag=2) as (stepper, _, waits):
+    with opened("optim.name=prodigy", lag=2) as (stepper, loop, waits):
         found = _watched(stepper, waits)
+        reads = [what for what in waits.found if what.startswith("_local_scalar_dense")]
     # It weighs the whole adapter on the host before it moves anything, in code that is not ours.
+    assert len(reads) == 2 * len(loop._parameters), "as the plan says"
     assert {what.partition(" ")[0] for what in found} <= {"item", "_local_scalar_dense"}
     assert {what.rpartition(" ")[2] for what in found} == {"loop.py:_step"}
 
