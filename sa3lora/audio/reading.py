@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sa3lora.audio import m4a
-from sa3lora.audio.containers import MEND, ends_early
+from sa3lora.audio.containers import MEND, ends_early, says_its_length
 from sa3lora.audio.convert import resample, to_channels
 from sa3lora.errors import AudioError
 
@@ -29,6 +29,7 @@ _MP3_SLACK: Final = 1152  # samples; some encoders count their info frame as sou
 # Real tracks whose page positions count a little more sound than there is; a file that was cut is
 # found by its last page.
 _OGG_SLACK_S: Final = 0.5
+_MP3_GUESS: Final = 0.01  # how far a length may be off that was guessed from the size of a file
 _NO_LENGTH: Final = 1 << 48  # libsndfile reports about 2^63 where a stream does not say
 
 
@@ -170,7 +171,12 @@ def _decode(
             # Seeking is not exact in MP3 and Vorbis: decode up to there.
             samples = file.read(start + wanted, dtype="float32", always_2d=True)[start:]
         missing = wanted - len(samples)
-        if file.format == "OGG" and 0 < missing <= _OGG_SLACK_S * rate:
+        slack = 0.0
+        if file.format == "OGG":
+            slack = _OGG_SLACK_S * rate
+        elif file.format == "MP3" and missing > _MP3_SLACK and not says_its_length(path):
+            slack = _MP3_GUESS * total
+        if 0 < missing <= slack:
             _log.warning(
                 "%s: %d of %d samples are missing at the end, silence takes their place",
                 path, missing, total,

@@ -219,3 +219,32 @@ def test_a_vorbis_file_much_shorter_than_it_says_is_refused(
     short_reads(9000)
     with pytest.raises(AudioError, match="truncated: 9000 of 32000 samples are missing"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_an_mp3_a_little_shorter_than_was_guessed_is_read_and_a_cut_one_is_not(
+    tmp_path: Path, short_reads: Callable[[int], None], indexed: bool
+) -> None:
+    path = tmp_path / "old.mp3"
+    noise = 0.1 * np.random.default_rng(0).standard_normal((320_000, 1))
+    soundfile.write(path, noise, 16000)
+    content = path.read_bytes()
+    assert says_its_length(path)
+    if not indexed:
+        path.write_bytes(content.replace(b"Xing", b"\0\0\0\0").replace(b"Info", b"\0\0\0\0"))
+    short_reads(3000)
+    if indexed:
+        with pytest.raises(AudioError, match="truncated: 3000 of"):
+            read_audio(path)
+    else:
+        audio, _ = read_audio(path)
+        assert audio[:, :-3000].any()
+        assert not audio[:, -3000:].any()
+
+
+def test_an_mp3_index_is_found_behind_tags(tmp_path: Path) -> None:
+    path = tmp_path / "tagged.mp3"
+    soundfile.write(path, np.zeros((16000, 1)), 16000)
+    tag = b"ID3\x04\x00\x00" + bytes([0, 0, 5000 >> 7, 5000 & 0x7F]) + bytes(5000)
+    path.write_bytes(tag + path.read_bytes())
+    assert says_its_length(path)
