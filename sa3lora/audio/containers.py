@@ -9,7 +9,6 @@ from typing import BinaryIO, Final
 _STREAMED: Final = (0, 0xFFFFFFFF)  # sizes that a program writing into a pipe leaves in a WAV
 _LAST_PAGES: Final = 1 << 17  # bytes; two Ogg pages of the largest size fit
 _END_OF_STREAM: Final = 4
-_FIRST_FRAME: Final = 2048  # bytes; no MP3 frame is longer, and some files have padding before it
 
 MEND: Final = "Repair or replace the file."
 
@@ -35,27 +34,6 @@ def ends_early(path: str | os.PathLike[str]) -> bool:
         if magic[:4] == b"OggS":
             return _last_page_is_cut(file, size=size)
     return False
-
-
-def says_its_length(path: str | os.PathLike[str]) -> bool:
-    """Tell whether an MP3 counts its own frames; the length of any other is guessed from its size.
-
-    Args:
-        path: An MP3.
-
-    Returns:
-        True if its first frame is an index (Xing, Info or VBRI).
-    """
-    with open(path, "rb") as file:
-        head = file.read(10)
-        tags = 0
-        if head[:3] == b"ID3":
-            tags = 10 + sum(
-                (byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)
-            )
-        file.seek(tags)
-        first = file.read(_FIRST_FRAME)
-    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _chunk_ends_after(file: BinaryIO, *, wanted: bytes, size: int, order: str) -> bool:

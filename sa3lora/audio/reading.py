@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sa3lora.audio import m4a
-from sa3lora.audio.containers import MEND, ends_early, says_its_length
+from sa3lora.audio.containers import MEND, ends_early
 from sa3lora.audio.convert import resample, to_channels
+from sa3lora.audio.mp3 import count_samples, says_its_length
 from sa3lora.errors import AudioError
 
 _log = logging.getLogger(__name__)
@@ -154,6 +155,14 @@ def _check_length(path: str | os.PathLike[str], file: Any) -> None:
         raise AudioError(path, "does not say how long it is; encode it again")
     if file.frames < 1:
         raise AudioError(path, "no audio stream: it holds 0 samples", MEND)
+    if file.format == "MP3" and not says_its_length(path):
+        counted = count_samples(path)
+        if abs(counted - file.frames) > _MP3_SLACK + _MP3_GUESS * counted:
+            raise AudioError(
+                path,
+                f"an MP3 without an index: {file.frames} of its {counted} samples would be read",
+                "Give it an index: ffmpeg -i IN.mp3 -codec copy OUT.mp3",
+            )
 
 
 def _decode(
