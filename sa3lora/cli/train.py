@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,7 @@ def train(
         device=where,
         quiet=quiet,
     )
-    _report(result, recipe, name=run.name)
+    _report(result, [recipe, *changes], name=run.name)
 
 
 def model_of_recipe(recipe: Recipe) -> str:
@@ -169,14 +170,14 @@ def _train(
         )
 
 
-def _report(result: TrainResult, recipe: str, *, name: str) -> None:
+def _report(result: TrainResult, said: list[str], *, name: str) -> None:
     from sa3lora.errors import RunError
     from sa3lora.training.processes import is_main_process
 
     if not result.finished:
         raise RunError(
             f"{result.signal} stopped the run after step {result.step}; it was saved. "
-            f"Go on with: sa3lora train {recipe} ... --name {name} --resume"
+            f"Go on with: sa3lora train {shlex.join(said)} --name {shlex.quote(name)} --resume"
         )
     if not is_main_process():
         return

@@ -8,6 +8,7 @@ import typer
 
 from sa3lora.cli.options import Device, DeviceOption, JsonOption
 from sa3lora.cli.output import print_json, status
+from sa3lora.errors import UsageError
 
 if TYPE_CHECKING:
     from sa3lora.training.resume_proof import ResumeProof
@@ -53,6 +54,8 @@ def verify_resume(
     from sa3lora.recipe import load_recipe
     from sa3lora.training.resume_proof import verify_resume as prove
 
+    if any(override.partition("=")[0] == "train.max_steps" for override in overrides or []):
+        raise UsageError(f"train.max_steps: say how many steps with --steps; without it {steps}.")
     loaded = load_recipe(recipe, overrides or [])
     proof = prove(
         loaded,

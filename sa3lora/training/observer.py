@@ -199,5 +199,5 @@ def verdict_scalars(verdict: Verdict) -> Mapping[str, float]:
                 f"margins/{name}_high": gap.high,
             }
     if verdict.gap is not None and verdict.chosen is not None:
-        values["fit/chosen_step"] = float(verdict.chosen.step)
+        values["validation/chosen_step"] = float(verdict.chosen.step)
     return {tag: value for tag, value in values.items() if value is not None}

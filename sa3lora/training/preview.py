@@ -128,7 +128,8 @@ class Previewer:
         audio = pipeline.decode(self._truth.latent[:, :frames].float())
         write_audio(path, audio, pipeline.sample_rate)
         tracker.audio(f"preview/{_TRUTH}", audio, sample_rate=pipeline.sample_rate, step=0)
-        tracker.text(f"preview/{_TRUTH}/caption", self._truth.caption, 0)
+        about = f"{self._truth.caption} (from its latents: what the autoencoder lets through)"
+        tracker.text(f"preview/{_TRUTH}/caption", about, 0)
         return [path]
 
     def _write(

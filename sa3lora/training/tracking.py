@@ -138,7 +138,7 @@ class Tracker:
             self._add(summary, None)
         with self._disk():
             for tag, score in scores.items():
-                self._writer.add_scalar(tag, score)
+                self._writer.add_scalar(tag, score, int(scores.get("score/adapter_step", 0)))
 
     def layout(self) -> None:
         """Describe charts with intervals, which TensorBoard's CUSTOM SCALARS tab shows."""

@@ -231,6 +231,7 @@ class _Trainer:
             self._record.write(status=status, step=self._loop.step)
 
     def _stopped(self, stop: StopRequest) -> TrainResult:
+        self._tell("note", f"{stop.name or 'another process'} asks to stop; saving")
         self._save()
         self._write_record("interrupted")
         return TrainResult(

@@ -21,10 +21,10 @@ def test_the_warning_names_the_kept_step_the_first_bad_one_and_the_growth() -> N
 def test_scalars_hold_the_gap_with_its_interval_and_growth_only_behind_the_kept_step() -> None:
     first = verdict_scalars(judge([_KEPT]))
     assert set(first) == {
-        "fit/gap", "margins/gap_low", "margins/gap_high", "fit/chosen_step",
+        "fit/gap", "margins/gap_low", "margins/gap_high", "validation/chosen_step",
     }  # fmt: skip
     later = verdict_scalars(judge([_KEPT, *_LATER]))
-    assert later["fit/chosen_step"] == 10.0
+    assert later["validation/chosen_step"] == 10.0
     assert later["margins/gap_growth_low"] > 0
     assert later["margins/gap_low"] < later["fit/gap"] < later["margins/gap_high"]
 
