@@ -203,7 +203,6 @@ def write_result(
 
     It is float32, in the official layout if its type has a place there.
     """
-    licences = sorted({row.licence for row in data.train.rows if row.licence})
     metadata = build_metadata(
         base_id=source.name,
         dit_hash=source.dit_hash,
@@ -211,7 +210,7 @@ def write_result(
         dataset=data.train.meta.fingerprint,
         recipe=shareable_recipe(recipe),
         step=chosen.step,
-        licence=", ".join(licences) or None,
+        licence=licence_of([row.licence for row in data.train.rows]),
         title=run.name,
         date=dt.date.fromisoformat(record.content["date"]),
     )
@@ -239,3 +238,16 @@ def write_result(
 def finished_path(run: RunFolder, config: AdapterConfig) -> Path:
     """Where a run of this type leaves its adapter: one file, or a PEFT folder for `lokr`."""
     return run.path / FOLDER_OF_A_RUN if config.type == LOKR else run.adapter_path
+
+
+def licence_of(told: Sequence[str | None]) -> str | None:
+    """Give the licences of clips, and how many tell none beside those that do; None if all do not.
+
+    Args:
+        told: Of each clip.
+    """
+    known = sorted({licence for licence in told if licence})
+    silent = sum(not licence for licence in told)
+    if not known:
+        return None
+    return ", ".join(known) + (f"; {silent} of {len(told)} clips tell none" if silent else "")
