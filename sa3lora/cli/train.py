@@ -73,6 +73,8 @@ def train(
     from sa3lora.errors import UsageError
     from sa3lora.models.source import resolve_model
     from sa3lora.recipe import load_recipe
+    from sa3lora.runs import RunFolder
+    from sa3lora.training.processes import is_main_process
 
     if resume and name is None:
         raise UsageError("--resume needs the name of the run: --name NAME.")
@@ -81,6 +83,8 @@ def train(
     changes = [*(overrides or []), *([f"train.dtype={dtype.value}"] if dtype else [])]
     loaded = load_recipe(recipe, changes)
     where = resolve_device(device)
+    if name is not None and not resume and is_main_process():
+        RunFolder.check_free(name, root=_RUNS)
     source = resolve_model(model_of_recipe(loaded))
     _print_plan(loaded, source, where)
     if dry_run:

@@ -80,6 +80,10 @@ def _check_name(name: str) -> None:
         )
 
 
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path} exists already. Pass --resume to go on with it, or another --name.")
+
+
 def _no_run(name: str, root: Path) -> RunError:
     found = sorted(path.parent.name for path in root.glob("*/recipe.yaml"))
     there = f"Runs in {root}: {', '.join(found)}." if found else f"{root} has none."
@@ -119,10 +123,19 @@ class RunFolder:
         except FileExistsError:
             if name is None:  # a second run within the second
                 return cls.create(f"{chosen}-{secrets.token_hex(2)}", root=root)
-            raise RunError(
-                f"{run.path} exists already. Pass --resume to go on with it, or another --name."
-            ) from None
+            raise _taken(run.path) from None
         return run
+
+    @staticmethod
+    def check_free(name: str, *, root: str | os.PathLike[str] = "runs") -> None:
+        """Say what `create` would refuse, before anything is loaded.
+
+        Raises:
+            RunError: If the name is taken or is no plain folder name.
+        """
+        _check_name(name)
+        if (Path(root) / name).exists():
+            raise _taken(Path(root) / name)
 
     @classmethod
     def open(

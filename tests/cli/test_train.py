@@ -107,6 +107,7 @@ def test_a_taken_name_is_refused_and_left_alone(
         (["--resume"], 2, "--name NAME"),
         (["--allow-change", "optim.lr"], 2, "add --resume --name NAME"),
         (["--resume", "--name", "none"], 1, "no run 'none'"),
+        (["--name", "a/b", "--dry-run"], 1, "'a/b' is no name for a run"),
         (["--device", "cuda"], 2, "--device cuda"),
     ],
 )
