@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import string
@@ -120,7 +121,9 @@ def fill_template(template: str, *, values: Mapping[str, str]) -> str:
     missing = [name for name in _fields(template) if not values.get(name)]
     if missing:
         names = ", ".join(f"{{{name}}}" for name in dict.fromkeys(missing))
-        raise CaptionError(f"no value for {names}, it has {', '.join(sorted(values))}")
+        close = difflib.get_close_matches(missing[0], list(values), n=1, cutoff=0.7)
+        hint = f"; did you mean {{{close[0]}}}?" if close else ""
+        raise CaptionError(f"no value for {names}, it has {', '.join(sorted(values))}{hint}")
     return "".join(
         literal + (values[name] if name is not None else "")
         for literal, name, _, _ in string.Formatter().parse(template)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from datasets_prep.captions import CaptionError, check_template, read_caption
+from datasets_prep.captions import CaptionError, check_template, fill_template, read_caption
 from datasets_prep.scan import SourceFile
 from sa3lora.errors import UsageError
 
@@ -129,3 +129,8 @@ def test_a_sidecar_that_cannot_be_read_is_named_even_with_a_template(
 def test_a_template_that_cannot_work_is_refused(template, message):
     with pytest.raises(UsageError, match=message):
         check_template(template)
+
+
+def test_a_misspelt_placeholder_is_met_with_the_one_that_is_there() -> None:
+    with pytest.raises(CaptionError, match=r"it has genre, stem; did you mean \{genre\}\?$"):
+        fill_template("{genres} loop", values={"genre": "rock", "stem": "a"})
