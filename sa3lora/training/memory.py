@@ -20,7 +20,7 @@ Wanted = str | bool | float
 # Embedded context, first and last projections and the loss, in widths of a token.
 _OUTSIDE_BLOCKS = 4
 # Buffers of the libraries that multiply matrices, as measured with the embedded model on a CPU.
-_WORKSPACE_BYTES = 16_000_000
+_WORKSPACE_BYTES = 24_000_000
 # Share of blocks that `lean` recomputes beside everything that is cheap.
 LEAN_SHARE = 0.2
 # What an allocator loses, and what else needs room beside the step.
