@@ -60,7 +60,8 @@ def test_a_lokr_trains_on_a_coarse_base_and_makes_previews(
     )
     result = train(recipe, run=run, source=source, device="cpu")
     assert result.validation is not None
-    assert result.validation.main.difference < 0
+    # three steps say nothing of what was held out, but they were taken on these
+    assert result.validation.results["train"].difference < -0.1
     assert len(list(run.previews.iterdir())) == 3  # what was held out, base and adapter
 
 

@@ -118,7 +118,7 @@ def test_prodigy_alone_waits_inside_its_own_step(opened: Open) -> None:
         found = _watched(stepper, waits)
         reads = [what for what in waits.found if what.startswith("_local_scalar_dense")]
     # It weighs the whole adapter on the host before it moves anything, in code that is not ours.
-    assert len(reads) == 2 * len(loop._parameters), "as the plan says"
+    assert len(reads) == 2 * len(loop.parameters), "as the plan says"
     assert {what.partition(" ")[0] for what in found} <= {"item", "_local_scalar_dense"}
     assert {what.rpartition(" ")[2] for what in found} == {"loop.py:_step"}
 
